@@ -1,0 +1,207 @@
+"""The running sandbox: `/v1`, the control paths under `/_sandbox`, the ticking clock, and the merchant's day."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sandbox import shapes
+from sandbox.api import Api, as_json
+from sandbox.billing import Books
+from sandbox.day import Day
+from sandbox.faults import Faults, RateLimit
+from sandbox.store import Obj
+from sandbox.webhooks import Endpoint, Webhooks
+
+TICK_S = 0.25
+FLUSH_AT_MOST_S = 600.0
+
+
+class Sandbox:
+    """A stand-in Stripe on a local port.
+
+    Use it in process (`async with Sandbox() as sb: sb.url, sb.books`) or alone (`python -m sandbox`).
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        seed: int = 1,
+        livemode: bool = False,
+        api_version: str = shapes.NEWEST,
+        clock: float | None = None,
+        running: bool = True,
+        webhook_url: str | None = None,
+        webhook_secrets: list[str] | None = None,
+    ) -> None:
+        self.books = Books(seed=seed, livemode=livemode, api_version=api_version, clock=clock, running=running)
+        self.webhooks = Webhooks(self.books, seed)
+        self.faults = Faults(seed)
+        self.limits = RateLimit()
+        self.api = Api(self.books, self.faults, self.limits)
+        self.url = ""
+        self.day: Day | None = None
+        self._endpoint = Endpoint(url=webhook_url, secrets=webhook_secrets or [], api_version=api_version)
+        self._host, self._port = host, port
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Sandbox:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=1 << 20)
+        app.add_routes(
+            [
+                web.route("*", "/v1/{path:.*}", self.api.handle),
+                web.get("/_sandbox/books", self._books),
+                web.post("/_sandbox/config", self._config),
+                web.post("/_sandbox/clock", self._clock),
+                web.post("/_sandbox/flush", self._flush),
+                web.get("/_sandbox/deliveries", self._deliveries),
+                web.post("/_sandbox/day", self._start_day),
+                web.get("/_sandbox/day", self._show_day),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port)
+        await site.start()
+        self.url = f"http://{self._host}:{self._runner.addresses[0][1]}"
+        self.webhooks.configure(self._endpoint)
+        self._tasks.append(asyncio.create_task(self._tick()))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+        await self.webhooks.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self.books.running and (self.day is None or self.day.state != "running"):
+                self.books.tick()
+
+    # -- control -------------------------------------------------------------------------------------------------------
+
+    def configure(self, settings: dict[str, Any]) -> None:
+        """`webhook` {url, secrets, api_version, duplicate, shuffle, delay_s, drop, thin, concurrency}, `faults`,
+        `rate_limit`, `clock` {set, running}, `idempotency_ttl_s`, `low_balance`, `refund_settle_s`,
+        `refund_of_disputed`. What is not named stays.
+        """
+        if "webhook" in settings:
+            merged = msgspec.to_builtins(self.webhooks.endpoint) | settings["webhook"]
+            self.webhooks.configure(msgspec.convert(merged, Endpoint))
+        if "faults" in settings:
+            self.faults.configure(settings["faults"])
+        if "rate_limit" in settings:
+            self.limits.configure(settings["rate_limit"])
+        if "clock" in settings:
+            clock = settings["clock"]
+            self.books.set_clock(clock.get("set", self.books.clock()), running=clock.get("running"))
+        self.api.key_kept_s = settings.get("idempotency_ttl_s", self.api.key_kept_s)
+        self.books.low_balance = settings.get("low_balance", self.books.low_balance)
+        self.books.refund_settle_s = settings.get("refund_settle_s", self.books.refund_settle_s)
+        self.books.refund_of_disputed = settings.get("refund_of_disputed", self.books.refund_of_disputed)
+
+    async def _config(self, request: web.Request) -> web.Response:
+        try:
+            self.configure(msgspec.json.decode(await request.read()))
+        except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
+            return as_json({"error": str(error)}, 400)
+        endpoint = msgspec.to_builtins(self.webhooks.endpoint) | {"secrets": len(self.webhooks.endpoint.secrets)}
+        rules = [msgspec.to_builtins(rule) for rule in self.faults.rules]
+        return as_json({"webhook": endpoint, "faults": rules, "rate_limit": self.limits.enabled})
+
+    async def _clock(self, request: web.Request) -> web.Response:
+        asked = msgspec.json.decode(await request.read())
+        if "set" in asked:
+            self.books.set_clock(asked["set"], running=asked.get("running"))
+        else:
+            self.books.advance(asked.get("advance_s", 0))
+        return as_json({"now": self.books.now(), "running": self.books.running})
+
+    async def _books(self, request: web.Request) -> web.Response:
+        """Every object by type (events left out unless `?events=1`) and every mutation received."""
+        kinds = self.books.objects
+        shown = {
+            kind: list(objects.values())
+            for kind, objects in kinds.items()
+            if kind != "event" or request.query.get("events")
+        }
+        return as_json(
+            {
+                "now": self.books.now(),
+                "objects": shown,
+                "calls": self.books.calls,
+                "faults": self.faults.counts,
+                "rate_limited": self.limits.refused,
+            }
+        )
+
+    async def _flush(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        asked: Obj = msgspec.json.decode(body) if body else {}
+        timeout_s = min(FLUSH_AT_MOST_S, float(asked.get("timeout_s", 30)))
+        return as_json({"pending": await self.webhooks.flush(timeout_s)})
+
+    async def _deliveries(self, request: web.Request) -> web.Response:
+        shown = [
+            {
+                "event": d.event["id"],
+                "type": d.event["type"],
+                "created": d.event["created"],
+                "thin": d.thin,
+                "state": d.state,
+                "attempts": d.attempts,
+                "answers": d.answers,
+            }
+            for d in self.webhooks.deliveries
+        ]
+        return as_json({"deliveries": shown})
+
+    # -- the day -------------------------------------------------------------------------------------------------------
+
+    async def _start_day(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        asked: Obj = msgspec.json.decode(body) if body else {}
+        if self.day is not None and self.day.state == "running":
+            return as_json({"error": "a day is running"}, 409)
+        self.begin_day(customers=int(asked.get("customers", 240)), seed=int(asked.get("seed", 1)))
+        return as_json({"state": "running"}, 202)
+
+    def begin_day(self, *, customers: int = 240, seed: int = 1) -> Day:
+        """Start the merchant's day in the background; await `flush` and look at `day.state` to see its end."""
+        self.day = Day(self.books, customers=customers, seed=seed)
+        self._tasks.append(asyncio.create_task(self._live(self.day)))
+        return self.day
+
+    async def _live(self, day: Day) -> None:
+        """Events of the day go out when it is over: what is read back is then the same in every run of one seed."""
+        self.webhooks.paused = True
+        try:
+            await day.run()
+        finally:
+            self.webhooks.resume()
+
+    async def _show_day(self, request: web.Request) -> web.Response:
+        if self.day is None:
+            return as_json({"state": "none", "progress": 0.0, "truth": []})
+        day = self.day
+        return as_json({"state": day.state, "progress": day.progress, "error": day.error, "truth": day.truth})

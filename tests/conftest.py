@@ -1,0 +1,77 @@
+"""What all tests share: one embedded PostgreSQL and Valkey for the session, a fresh migrated database for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from worker.db import Pool, connect_pool
+from worker.db.migrations import migrate
+from worker.embedded import EmbeddedServers
+from worker.settings import Settings
+
+WEBHOOK_SECRET = "whsec_test_0123456789abcdef"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
+    """The session's servers; their database `finalsale` is migrated and serves as the template of every test's own."""
+    running = EmbeddedServers(tmp_path_factory.mktemp("servers"))
+    try:
+        running.start()
+        asyncio.run(migrate(running.database_url))
+        yield running
+    finally:
+        running.stop()
+
+
+def database_named(servers: EmbeddedServers, name: str) -> str:
+    return servers.database_url.replace("/finalsale?", f"/{name}?")
+
+
+@pytest.fixture
+async def database_url(servers: EmbeddedServers) -> AsyncIterator[str]:
+    """A database of this test's own, migrated and empty."""
+    name = f"test_{secrets.token_hex(6)}"
+    maintenance = database_named(servers, "postgres")
+    connection = await asyncpg.connect(maintenance)
+    await connection.execute(f"create database {name} template finalsale")
+    await connection.close()
+    yield database_named(servers, name)
+    connection = await asyncpg.connect(maintenance)
+    await connection.execute(f"drop database if exists {name} with (force)")
+    await connection.close()
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    """A pool on this test's database."""
+    connected = await connect_pool(database_url, role="test", min_size=1, max_size=8)
+    yield connected
+    connected.terminate()
+
+
+@pytest.fixture
+async def redis_url(servers: EmbeddedServers) -> str:
+    """The session's Valkey, emptied."""
+    client = Redis.from_url(servers.redis_url)
+    await client.flushall()
+    await client.aclose()
+    return servers.redis_url
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str) -> Settings:
+    """Settings of a test-mode deployment on this test's servers, on a free port of the loopback."""
+    return Settings(
+        stripe_api_key="sk_test_canary0000000000",
+        stripe_webhook_secret=WEBHOOK_SECRET,
+        bind="127.0.0.1",
+        port=0,
+        log="json",
+    ).with_servers(database_url, redis_url)

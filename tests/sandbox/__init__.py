@@ -1,0 +1,1 @@
+"""Tests of the stand-in Stripe itself: it must behave as Stripe is documented to, errors included."""

@@ -1,0 +1,166 @@
+-- Statements of the books: claiming events, reading and writing customer files, decisions and what follows from them.
+
+-- name: claim_events
+-- Waiting events, oldest first; rows that another worker holds are passed over. The row lock is the claim: it ends with its transaction.
+select event_id, realm, payload, attempts from inbox
+where state = 'waiting' and next_at <= now()
+order by next_at
+limit :batch
+for update skip locked;
+
+-- name: claim_these_events
+select event_id, realm, payload, attempts from inbox
+where event_id = any(:event_ids::text[]) and state = 'waiting'
+order by event_id
+for update skip locked;
+
+-- name: settle_events!
+update inbox set state = told.state, error = told.error, settled_at = now(), attempts = attempts + 1
+from unnest(:event_ids::text[], :states::text[], :errors::text[]) as told (event_id, state, error)
+where inbox.event_id = told.event_id and inbox.state = 'waiting';
+
+-- name: postpone_event!
+-- After a failure: again later, with growing distance; after the last attempt a person has to look.
+update inbox set attempts = attempts + 1,
+                 state = case when attempts + 1 >= :max_attempts::int then 'dead' else state end,
+                 settled_at = case when attempts + 1 >= :max_attempts::int then now() end,
+                 next_at = now() + least(power(2, attempts), 300) * interval '1 second',
+                 error = :error
+where event_id = :event_id and state = 'waiting';
+
+-- name: mark_attempt!
+-- Before an event is tried alone after a crash: an event that kills its worker must not go uncounted.
+update inbox set attempts = attempts + 1,
+                 state = case when attempts + 1 >= :max_attempts::int then 'dead' else state end,
+                 error = case when attempts + 1 >= :max_attempts::int then 'its workers died while working on it' else error end
+where event_id = :event_id and state = 'waiting'
+returning state;
+
+-- name: owners
+select id, customer from objects where realm = :realm and id = any(:ids::text[]) and customer is not null;
+
+-- name: waiting_for
+-- Objects whose customer was not known, and that refer to one of these.
+select id, body from objects
+where realm = :realm and customer is null
+  and (reference_a = any(:ids::text[]) or reference_b = any(:ids::text[]));
+
+-- name: kin
+-- Everybody who may be one person with these customers: shared keys, followed to the end. A key that more than
+-- twenty customers share names nobody.
+with recursive reached (customer) as (
+    select unnest(:customers::text[]) collate "C"
+    union
+    select other.customer
+    from reached
+    join links mine on mine.realm = :realm and mine.customer = reached.customer
+    join lateral (
+        select customer from links l where l.realm = :realm and l.key = mine.key limit 21
+    ) other on true
+    where (select count(*) from (select 1 from links l where l.realm = :realm and l.key = mine.key limit 21) n) <= 20
+)
+select l.customer, l.key from reached join links l on l.realm = :realm and l.customer = reached.customer;
+
+-- name: kin_by_key
+select customer, key from links
+where realm = :realm and key = any(:keys::text[])
+  and (select count(*) from (select 1 from links l where l.realm = :realm and l.key = links.key limit 21) n) <= 20;
+
+-- name: lock_keys!
+select pg_advisory_xact_lock(key) from unnest(:keys::bigint[]) as key;
+
+-- name: load_objects
+select id, customer, body from objects where realm = :realm and customer = any(:customers::text[]);
+
+-- name: load_objects_by_id
+select id, customer, body from objects where realm = :realm and id = any(:ids::text[]);
+
+-- name: save_objects!
+insert into objects (realm, id, kind, customer, reference_a, reference_b, as_of, body)
+select :realm, * from unnest(:ids::text[], :kinds::text[], :customers::text[], :references_a::text[], :references_b::text[],
+                             :as_of::bigint[], :bodies::bytea[])
+on conflict (realm, id) do update
+set customer = excluded.customer, reference_a = excluded.reference_a, reference_b = excluded.reference_b,
+    as_of = excluded.as_of, body = excluded.body;
+
+-- name: save_links!
+insert into links (realm, customer, key)
+select :realm, * from unnest(:customers::text[], :keys::text[])
+on conflict do nothing;
+
+-- name: current_decisions
+select distinct on (subject) subject, id, revision, fingerprint, verdict, body from decisions
+where realm = :realm and customer = any(:customers::text[])
+order by subject, revision desc;
+
+-- name: save_decisions!
+insert into decisions (id, realm, subject, revision, customer, clause, rule, verdict, policy_version, fingerprint, body)
+select told.id, :realm, told.subject, told.revision, told.customer, told.clause, told.rule, told.verdict, told.policy_version,
+       told.fingerprint, told.body
+from unnest(:ids::text[], :subjects::text[], :revisions::int[], :customers::text[], :clauses::text[], :rules::text[],
+            :verdicts::text[], :policy_versions::text[], :fingerprints::text[], :bodies::bytea[])
+  as told (id, subject, revision, customer, clause, rule, verdict, policy_version, fingerprint, body);
+
+-- name: begun_actions
+-- What was sent or may have been: its decision stands, and its subject is not decided again.
+select id, kind, subject, state, decision_subject from actions
+where realm = :realm and customer = any(:customers::text[]) and (state in ('sending', 'sent') or stripe_id is not null);
+
+-- name: save_action!
+-- An action follows its decision until it is begun; a person's approval survives only a decision that became surer.
+insert into actions (id, realm, kind, subject, decision_subject, decision_id, customer, amount_minor, currency, state, due_at, next_at)
+values (:id, :realm, :kind, :subject, :decision_subject, :decision_id, :customer, :amount_minor::bigint, :currency, :state,
+        :due_at, :due_at)
+on conflict (realm, kind, subject) do update
+set decision_subject = excluded.decision_subject, decision_id = excluded.decision_id, customer = excluded.customer,
+    amount_minor = excluded.amount_minor, currency = excluded.currency, error = null, settled_at = null,
+    state = case when actions.approved_by <> '{}' and actions.state = 'planned' and :sure::bool then 'planned' else excluded.state end,
+    approved_by = case when actions.state = 'planned' and :sure::bool then actions.approved_by else '{}' end,
+    due_at = excluded.due_at, next_at = excluded.next_at
+where actions.first_sent_at is null and actions.stripe_id is null;
+
+-- name: withdraw_actions!
+update actions set state = 'withdrawn', settled_at = now(), error = :error
+where realm = :realm and decision_subject = :decision_subject and first_sent_at is null
+  and state in ('proposed', 'planned', 'review') and not (kind || ' ' || subject = any(:kept::text[]));
+
+-- name: hear_of_refunds!
+-- Our own refunds, as Stripe tells of them: one that was sent into silence is found, one that failed later is owed again.
+update actions set
+    stripe_id = coalesce(actions.stripe_id, told.refund),
+    stripe_status = told.status,
+    settled_at = coalesce(actions.settled_at, now()),
+    state = case when told.status in ('failed', 'canceled') then 'review' else 'sent' end,
+    error = case when told.status in ('failed', 'canceled')
+                 then 'the refund ' || told.refund || ' ' || told.status || coalesce(' (' || told.failure || ')', '')
+                      || ': the duplicate is owed again, by another way' end
+from unnest(:actions::text[], :refunds::text[], :charges::text[], :statuses::text[], :failures::text[])
+  as told (action, refund, charge, status, failure)
+where actions.realm = :realm and actions.id = told.action and actions.kind = 'refund' and actions.subject = told.charge
+  and actions.first_sent_at is not null and actions.state in ('sending', 'sent', 'review')
+  and coalesce(actions.stripe_id, told.refund) = told.refund
+  and (actions.stripe_status is distinct from told.status or actions.state = 'sending');
+
+-- name: want_lookups!
+insert into lookups (realm, kind, id, url, next_at)
+select :realm, told.kind, told.id, told.url, now() + told.delay_s * interval '1 second'
+from unnest(:kinds::text[], :ids::text[], :urls::text[], :delays_s::int[]) as told (kind, id, url, delay_s)
+on conflict (realm, kind, id) do update
+set state = 'waiting', attempts = 0, next_at = excluded.next_at, wanted_at = now(), error = null
+where lookups.state <> 'waiting' and lookups.wanted_at < now() - interval '5 seconds';
+
+-- name: wake_later!
+insert into wakeups (realm, customer, due_at) values (:realm, :customer, :due_at)
+on conflict (realm, customer) do update set due_at = least(wakeups.due_at, excluded.due_at);
+
+-- name: take_wakeups
+delete from wakeups where (realm, customer) in (
+    select realm, customer from wakeups where due_at <= now() order by due_at limit :batch for update skip locked
+) returning realm, customer;
+
+-- name: found_orphans
+-- Objects that waited for another one which has come since (two workers may have passed each other).
+select o.realm, o.id, o.body from objects o
+where o.customer is null and exists (
+    select 1 from objects p where p.realm = o.realm and p.id in (o.reference_a, o.reference_b) and p.customer is not null)
+limit :batch;

@@ -1,0 +1,257 @@
+"""The door of the inbox: an event's envelope becomes a row, rows that arrive together become one commit.
+
+Requests that arrive while a commit is under way share the next one. There is no waiting for company: under load batches form
+by themselves, and a lone event is committed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+
+from worker.db import queries, session_settings
+from worker.errors import Permanent
+from worker.settings import Mode, realm_of
+
+COMMIT_TIMEOUT_S = 0.9  # from an event's arrival to its commit; the sender hears 503 within a second
+MAX_BATCH_ROWS = 500
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+MAX_PENDING_BYTES = 64 * 1024 * 1024  # what may wait in memory while a commit is slow
+LATEST_CREATED_S = 253_402_300_799  # the end of the year 9999
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.:-]{1,255}", re.ASCII).fullmatch
+_ACCOUNT = re.compile(r"acct_[A-Za-z0-9_]{1,250}", re.ASCII).fullmatch
+
+
+class Row(NamedTuple):
+    """One event as it is stored; the order is that of the columns of `store_events`."""
+
+    event_id: str
+    realm: str
+    type: str
+    api_version: str | None
+    created_s: int
+    payload: bytes
+    ignored_because: str | None
+
+
+_COLUMNS = (
+    "event_ids",
+    "realms",
+    "types",
+    "api_versions",
+    "created_s",
+    "payloads",
+    "ignored_because",
+)  # in the order of Row
+
+
+class NotAnEvent(Permanent):
+    """A signed body that is not an event as Stripe sends them; the message is one sentence for the sender."""
+
+    error_code = "not_an_event"
+
+
+class Envelope(msgspec.Struct):
+    """What is read of an event at intake: enough to file it. `data.object` is left for the worker."""
+
+    id: str
+    object: str
+    type: str
+    created: int | str  # unix seconds; RFC 3339 in thin events
+    livemode: bool
+    api_version: str | None = None
+    account: str | None = None
+    context: Any = None  # of thin events: "acct_…", or "org_…/acct_…"
+
+
+_decode = msgspec.json.Decoder(Envelope).decode
+
+
+def read_event(body: bytes, mode: Mode) -> Row:
+    """The row for one signed body. Raises NotAnEvent with a sentence that helps an honest sender."""
+    try:
+        if not body.isascii():
+            body.decode()  # the decoder does not look into the strings that it skips
+        envelope = _decode(body)
+    except msgspec.ValidationError as error:
+        raise NotAnEvent(
+            f"The body is not a Stripe event: {error}."
+        ) from None  # names fields and types, quotes nothing
+    except (ValueError, RecursionError):  # DecodeError and UnicodeDecodeError are ValueErrors
+        raise NotAnEvent("The body is not valid JSON in UTF-8.") from None
+    if envelope.object not in ("event", "v2.core.event"):
+        raise NotAnEvent('The body is not a Stripe event: its "object" is neither "event" nor "v2.core.event".')
+    if not _IDENTIFIER(envelope.id) or not _IDENTIFIER(envelope.type):
+        raise NotAnEvent('The body is not a Stripe event: its "id" or "type" is not one that Stripe would use.')
+    if envelope.api_version is not None and not _IDENTIFIER(envelope.api_version):
+        raise NotAnEvent('The body is not a Stripe event: its "api_version" is not one that Stripe would use.')
+    sent_mode: Mode = "live" if envelope.livemode else "test"
+    return Row(
+        envelope.id,
+        realm_of(sent_mode, _account(envelope)),
+        envelope.type,
+        envelope.api_version,
+        _seconds(envelope.created),
+        body,
+        None if sent_mode == mode else f"wrong mode: a {sent_mode} event at a {mode} deployment",
+    )
+
+
+def _account(envelope: Envelope) -> str | None:
+    """The connected account, if it is one's event: `account` of a snapshot, the last part of a thin event's `context`."""
+    if envelope.account is None:
+        context = envelope.context
+        if not isinstance(context, str):
+            return None
+        last = context.rpartition("/")[2]
+        return last if _ACCOUNT(last) else None
+    if not _ACCOUNT(envelope.account):
+        raise NotAnEvent('The body is not a Stripe event: its "account" is not one that Stripe would use.')
+    return envelope.account
+
+
+def _seconds(created: int | str) -> int:
+    if isinstance(created, str):
+        try:
+            told = datetime.fromisoformat(created)
+            created = int((told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp())
+        except (ValueError, OverflowError):
+            raise NotAnEvent('The body is not a Stripe event: its "created" is not a time.') from None
+    if not 0 <= created <= LATEST_CREATED_S:
+        raise NotAnEvent('The body is not a Stripe event: its "created" is out of range.')
+    return created
+
+
+class Outcome(Enum):
+    """What became of one event."""
+
+    COMMITTED = "committed"
+    UNAVAILABLE = "unavailable"  # perhaps committed all the same: the sender sends it again and it is a duplicate then
+    UNSTORABLE = "unstorable"
+
+
+class Commit(NamedTuple):
+    """One flush, for counters and logs."""
+
+    rows: int
+    new_rows: int  # the others were there already
+    seconds: float
+    error: BaseException | None
+
+
+Waiting = tuple[Row, "asyncio.Future[Outcome]", float]
+
+
+class Inbox:
+    """Group commit of rows into `inbox` over one connection of its own, which it opens again by itself when it breaks."""
+
+    def __init__(self, url: str, on_commit: Callable[[Commit], None]) -> None:
+        self._url = url
+        self._on_commit = on_commit
+        self._pending: list[Waiting] = []
+        self._pending_bytes = 0
+        self._flusher: asyncio.Task[None] | None = None
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, row: Row) -> asyncio.Future[Outcome]:
+        """Put `row` into the next commit. The future is done once that commit is, or within COMMIT_TIMEOUT_S.
+
+        It is this caller's own: cancelling it takes nothing back and disturbs nobody else.
+        """
+        done = self._loop.create_future()
+        if self._pending_bytes + len(row.payload) > MAX_PENDING_BYTES:
+            done.set_result(Outcome.UNAVAILABLE)
+            return done
+        self._pending.append((row, done, self._loop.time()))
+        self._pending_bytes += len(row.payload)
+        if self._flusher is None:
+            self._flusher = self._loop.create_task(self._flush(), name="inbox flush")
+        return done
+
+    async def close(self) -> None:
+        """Commit what is pending and leave."""
+        if self._flusher is not None:
+            await asyncio.shield(self._flusher)
+        if self._connection is not None:
+            self._connection.terminate()
+
+    async def _flush(self) -> None:
+        try:
+            while self._pending:
+                batch = self._take()
+                began = time.perf_counter()
+                new_rows, error = await self._commit(batch)
+                self._on_commit(Commit(len(batch), new_rows, time.perf_counter() - began, error))
+        finally:
+            self._flusher = None
+
+    def _take(self) -> list[Waiting]:
+        """The oldest pending rows, at most one batch of them and always at least one."""
+        if len(self._pending) <= MAX_BATCH_ROWS and self._pending_bytes <= MAX_BATCH_BYTES:
+            batch, self._pending, self._pending_bytes = self._pending, [], 0
+            return batch
+        count = size = 0
+        for row, _, _ in self._pending[:MAX_BATCH_ROWS]:
+            size += len(row.payload)
+            if count and size > MAX_BATCH_BYTES:
+                size -= len(row.payload)
+                break
+            count += 1
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        self._pending_bytes -= size
+        return batch
+
+    async def _commit(self, batch: list[Waiting]) -> tuple[int, BaseException | None]:
+        """Store a batch and tell everyone in it; a row that Postgres refuses is found by halving, and refused alone."""
+        new_rows = 0
+        failure: BaseException | None = None
+        try:
+            async with asyncio.timeout_at(batch[0][2] + COMMIT_TIMEOUT_S):
+                new_rows = await self._store([row for row, _, _ in batch])
+            outcome = Outcome.COMMITTED
+        except (
+            asyncpg.DataError,
+            asyncpg.IntegrityConstraintViolationError,
+            asyncpg.ProgramLimitExceededError,
+        ) as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                first, second = await self._commit(batch[:middle]), await self._commit(batch[middle:])
+                return first[0] + second[0], first[1] or second[1]
+            outcome, failure = Outcome.UNSTORABLE, error
+        except Exception as error:  # whatever it is, nobody in the batch may wait for ever or hear yes
+            outcome, failure = Outcome.UNAVAILABLE, error
+            self._drop_connection()  # whatever it was in the middle of; the next commit begins on a new one
+        for _, done, _ in batch:
+            if not done.done():
+                done.set_result(outcome)
+        return new_rows, failure
+
+    async def _store(self, rows: list[Row]) -> int:
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            connection = self._connection = await self._connect()
+        columns = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True))
+        status: str = await queries.store_events(connection, **columns)
+        return int(status.rpartition(" ")[2])  # "INSERT 0 25"
+
+    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        settings = session_settings("intake", statement_timeout_s=COMMIT_TIMEOUT_S, lock_timeout_s=COMMIT_TIMEOUT_S)
+        # a deployment that switched it off for other programs must not lose what we said yes to
+        settings["synchronous_commit"] = "on"
+        return await asyncpg.connect(self._url, server_settings=settings)
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None

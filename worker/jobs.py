@@ -1,0 +1,267 @@
+"""The worker process: drains when the bell rings, looks by itself when it does not, performs what is due, stops in time.
+
+    bell (arq, while Redis is there) ──┐
+    sweep (a timer, always)  ──────────┴──▶ drain ──▶ perform ──▶ look-ups, wake-ups, orphans
+
+Only this file knows arq. Its job carries no truth: losing any or all of them costs latency until the next sweep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+import msgspec
+import structlog
+from arq.worker import Worker, func
+from redis.exceptions import RedisError
+
+from handlers.customer import AnyFact, decode
+from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
+from worker import errors
+from worker.db import Pool, connect_pool, connection, queries, transaction
+from worker.drain import Court, drain, settle
+from worker.errors import DatabaseUnavailable
+from worker.perform import Performer
+from worker.ring import FUNCTION, QUEUE, connect_redis
+from worker.settings import Settings
+from worker.stripe_gateway import StripeGateway
+
+DRAINS = 2
+"""Drain loops of one process: while one waits for Postgres, the other one judges."""
+SWEEP_RUNG_S = 2.0
+SWEEP_SILENT_S = 0.5
+"""How often the worker looks by itself: while the bell works, and while it does not."""
+PERFORM_S = 0.5
+BEAT_S = 10.0
+STOP_WITHIN_S = 20.0
+"""Well inside Fly's kill_timeout of 30 s."""
+RETRY_S = 1.0
+ARQ_POLL_S = 0.05
+CAREFUL_FIRST = 200
+
+log = structlog.get_logger()
+
+
+def read_policy(settings: Settings) -> Policy:
+    """The policy file in use. Raises PolicyInvalid (ours, permanent) with the file, the line and the reason."""
+    try:
+        return load_policy(settings.policy or SHIPPED_POLICY)
+    except PolicyInvalid as invalid:
+        raise errors.PolicyInvalid(str(invalid)) from None
+
+
+def court_of(settings: Settings) -> Court:
+    """The rules this process judges by. Test clocks count only in test mode."""
+    rehearsal = settings.test_clocks and settings.mode == "test"
+    return Court(policy=read_policy(settings), refunds=settings.refunds, test_clocks=rehearsal)
+
+
+class WorkerProcess:
+    """One worker: several may run beside each other, on one machine or many."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.court = court_of(settings)
+        self.id = uuid.uuid4()
+        self.bell, self.work, self.stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.rung = False
+        self.gateway = StripeGateway(settings)
+        self.settled = 0
+
+    async def run(self, on_ready: Callable[[], None] | None = None) -> None:
+        """Work until `stop`. Raises DatabaseUnavailable only where Postgres cannot be reached at the start."""
+        self.pool: Pool = await connect_pool(
+            self.settings.database_dsn(),
+            role="worker",
+            min_size=2,
+            max_size=14,
+            statement_timeout_s=20,
+            lock_timeout_s=15,
+        )
+        self.performer = Performer(self.pool, self.court, self.gateway, self.settings.mode)
+        log.info(
+            "worker.started",
+            mode=self.settings.mode,
+            refunds=self.settings.refunds,
+            policy=self.court.policy.version[-1].id,
+        )
+        await self._carefully_first()
+        loops = [
+            *(self._loop(f"drain {n}", self._drain_once, self.bell) for n in range(DRAINS)),
+            self._loop("perform", self._perform_once, self.work),
+            self._loop("sweep", self._sweep_once, None),
+            self._loop("beat", self._beat_once, None, BEAT_S),
+            self._listen(),
+        ]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        if on_ready is not None:
+            on_ready()
+        try:
+            await self.stopping.wait()
+            log.info("worker.stopping")
+            _, late = await asyncio.wait(tasks, timeout=STOP_WITHIN_S)
+            for task in late:
+                task.cancel()  # rolled back or in doubt, and taken up by the next worker
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            with suppress(DatabaseUnavailable, asyncpg.PostgresError, OSError, TimeoutError):
+                async with asyncio.timeout(2), connection(self.pool) as conn:
+                    await queries.bury(conn, id=self.id)
+            self.pool.terminate()
+            await self.gateway.aclose()
+            log.info("worker.stopped", settled=self.settled)
+
+    def stop(self) -> None:
+        """Finish what is under way and end; safe to call from a signal handler."""
+        self.stopping.set()
+        self.bell.set()
+        self.work.set()
+
+    async def _loop(
+        self, name: str, once: Callable[[], Awaitable[Any]], event: asyncio.Event | None, every_s: float | None = None
+    ) -> None:
+        """Call `once` for ever: when the event is set, and at least as often as the sweep looks. Failures are said and retried."""
+        while not self.stopping.is_set():
+            wait_s = every_s or (PERFORM_S if event is self.work else SWEEP_RUNG_S if self.rung else SWEEP_SILENT_S)
+            try:
+                await once()
+            except DatabaseUnavailable as error:
+                log.error("postgres.unavailable", loop=name, error=str(error))
+                wait_s = RETRY_S
+            except Exception as error:
+                log.error("worker.failed", loop=name, error=type(error).__name__, exc_info=error)
+                wait_s = RETRY_S
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await (event or self.stopping).wait()
+            if event is not None:
+                event.clear()
+
+    async def _carefully_first(self) -> None:
+        """After a start, perhaps after a crash, the oldest events are tried one by one and counted before they are touched."""
+        try:
+            async with connection(self.pool) as conn:
+                tried = await conn.fetchval(
+                    "select exists (select 1 from inbox where state = 'waiting' and attempts > 0)"
+                )
+            if tried:
+                self.settled += await drain(self.pool, self.court, batch=CAREFUL_FIRST, careful=True, rounds=1)
+        except DatabaseUnavailable as error:
+            log.error("postgres.unavailable", loop="start", error=str(error))
+
+    async def _drain_once(self) -> None:
+        settled = await drain(self.pool, self.court)
+        self.settled += settled
+        if settled:
+            self.work.set()
+
+    async def _perform_once(self) -> None:
+        while not self.stopping.is_set() and await self.performer.perform_due():
+            pass
+        await self.performer.look_up_due()
+
+    async def _sweep_once(self) -> None:
+        async with transaction(self.pool) as conn:
+            due: dict[str, set[str]] = defaultdict(set)
+            for row in await conn.fetch(queries.take_wakeups.sql, 100):
+                due[row["realm"]].add(row["customer"])
+            orphans: dict[str, list[AnyFact]] = defaultdict(list)
+            for row in await conn.fetch(queries.found_orphans.sql, 200):
+                orphans[row["realm"]].append(decode(row["body"]))
+            for realm in sorted(due.keys() | orphans.keys()):
+                settled = await settle(conn, self.court, realm, orphans[realm], wake=due[realm])
+                log.info("sweep.settled", realm=realm, **msgspec.structs.asdict(settled))
+                self.work.set()
+
+    async def _beat_once(self) -> None:
+        async with connection(self.pool) as conn:
+            detail = f"{socket.gethostname()} pid {os.getpid()}, {'rung' if self.rung else 'polling'}"
+            await queries.beat(conn, id=self.id, role="worker", detail=detail)
+
+    async def _listen(self) -> None:
+        """Be rung through arq for as long as Redis is there; come back to it when it returns."""
+        url = self.settings.redis_dsn()
+        while url and not self.stopping.is_set():
+            worker: Worker | None = None
+            try:
+                async with asyncio.timeout(5):
+                    pool = await connect_redis(url)
+                worker = _arq_worker(pool, self.bell)
+                running = asyncio.create_task(worker.async_run())
+                self.rung = True
+                log.info("bell.heard")
+                self.bell.set()
+                stop = asyncio.create_task(self.stopping.wait())
+                alive = asyncio.create_task(_while_answering(pool))
+                await asyncio.wait((running, stop, alive), return_when=asyncio.FIRST_COMPLETED)
+                for task in (running, stop, alive):
+                    task.cancel()
+                await asyncio.gather(running, stop, alive, return_exceptions=True)
+            except (RedisError, OSError, TimeoutError) as error:
+                if self.rung:
+                    log.warning("bell.lost", error=type(error).__name__)
+            finally:
+                if self.rung and not self.stopping.is_set():
+                    log.warning("bell.silent", polling_every_s=SWEEP_SILENT_S)
+                self.rung = False
+                if worker is not None:
+                    with suppress(Exception):  # closing what is broken may fail in any way; nothing depends on it
+                        async with asyncio.timeout(2):
+                            await worker.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S):
+                    await self.stopping.wait()
+
+
+async def _while_answering(pool: Any) -> None:
+    """Ends when Redis no longer answers a ping within a second: a frozen Redis raises nothing by itself."""
+    while True:
+        await asyncio.sleep(2)
+        async with asyncio.timeout(1):
+            await pool.ping()
+
+
+def _arq_worker(pool: Any, bell: asyncio.Event) -> Worker:
+    async def ring(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
+        bell.set()
+
+    return Worker(
+        functions=[func(ring, name=FUNCTION, keep_result=0, timeout=20, max_tries=1)],
+        redis_pool=pool,
+        queue_name=QUEUE,
+        handle_signals=False,
+        max_jobs=100,
+        poll_delay=ARQ_POLL_S,
+        keep_result=0,
+        allow_abort_jobs=False,
+        log_results=False,
+        job_serializer=msgspec.json.encode,
+        job_deserializer=msgspec.json.decode,
+    )
+
+
+async def work(settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
+    """Run one worker until SIGTERM or SIGINT, then end within STOP_WITHIN_S; waits for Postgres at the start."""
+    process = WorkerProcess(settings)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, process.stop)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return await process.run(on_ready)
+        except DatabaseUnavailable as error:
+            if process.stopping.is_set() or time.monotonic() > deadline:
+                raise
+            log.error("postgres.unavailable", loop="start", error=str(error))
+            await asyncio.sleep(RETRY_S)

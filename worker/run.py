@@ -1,0 +1,624 @@
+"""`finalsale run`: everything in one process tree, against the real Stripe, or against the sandbox with a merchant's day.
+
+The tree is what a machine in the cloud runs: one web process, one worker, each started again when it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import msgspec
+from pydantic import SecretStr
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from handlers.decisions import Decision, Money, Verdict
+from reconcile.compare import Check, Expected, Outcome, RefundAtStripe, RefundDecided, compare_refunds, compare_truth
+from worker.db import Connection, Pool, connect_pool, connection
+from worker.db.migrations import migrate
+from worker.embedded import EmbeddedServers, embedded_servers
+from worker.errors import FinalsaleError, SettingsInvalid
+from worker.settings import Settings
+
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 25.0
+DAY_TIMEOUT_S = 600.0
+REDRAW_S = 0.25
+
+
+class DayOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the sandbox plays the day."""
+
+    customers: int = 240
+    seed: int = 1
+    twice: bool = False
+    shuffle: bool = False
+    api_version: str | None = None
+    faults: float = 0.0
+    """Fraction of Stripe calls that fail after their effect."""
+    log_dir: Path | None = None
+
+    def webhook(self) -> dict[str, Any]:
+        """The sandbox's delivery settings."""
+        return {"duplicate": self.twice, "shuffle": 200 if self.shuffle else 0}
+
+
+class Child:
+    """One process of ours, started again whenever it dies before it is asked to stop."""
+
+    def __init__(self, name: str, arguments: list[str], env: dict[str, str], log: IO[bytes] | int) -> None:
+        self.name, self.arguments, self.env, self.log = name, arguments, env, log
+        self.process: asyncio.subprocess.Process | None = None
+        self.starts = 0
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start it and keep it running."""
+        self._task = asyncio.create_task(self._keep(), name=self.name)
+
+    async def _keep(self) -> None:
+        while not self._stopping:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, *self.arguments, env=self.env, stdout=self.log, stderr=self.log
+            )
+            self.starts += 1
+            began = time.monotonic()
+            await self.process.wait()
+            if time.monotonic() - began < 1 and not self._stopping:
+                await asyncio.sleep(0.5)
+
+    def kill(self) -> None:
+        """kill -9, as the machine would; it is started again."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL where that was not enough."""
+        self._stopping = True
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self.process.wait()
+            except TimeoutError:
+                self.process.kill()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+class Deployment:
+    """Web and worker as real processes on given servers."""
+
+    def __init__(self, settings: Settings, *, webs: int = 1, workers: int = 1, log_dir: Path | None = None) -> None:
+        self.settings = settings
+        self.port = settings.port or free_port()
+        env = {**os.environ, **_environment(settings), "PORT": str(self.port), "FINALSALE_LOG": "json"}
+        self.log = (log_dir or settings.state_dir) / "run.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.log.open("wb")
+        self.webs = [Child(f"web {n}", ["-m", "worker.cli", "web"], env, self._file) for n in range(webs)]
+        self.workers = [Child(f"worker {n}", ["-m", "worker.cli", "worker"], env, self._file) for n in range(workers)]
+
+    @property
+    def endpoint(self) -> str:
+        """Where Stripe delivers."""
+        return f"http://127.0.0.1:{self.port}/stripe/webhook"
+
+    async def start(self) -> None:
+        """Start all processes and wait until events can be taken in. Raises FinalsaleError with the log's place."""
+        for child in (*self.webs, *self.workers):
+            child.start()
+        ready = f"http://127.0.0.1:{self.port}/readyz"
+        async with aiohttp.ClientSession() as http:
+            deadline = time.monotonic() + READY_TIMEOUT_S
+            while time.monotonic() < deadline:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with http.get(ready, timeout=aiohttp.ClientTimeout(total=2)) as answer:
+                        if answer.status == 200:
+                            return
+                await asyncio.sleep(0.1)
+        raise FinalsaleError(f"the web process did not become ready within {READY_TIMEOUT_S:.0f} s; see {self.log}")
+
+    async def stop(self) -> None:
+        """Stop all processes in order: nobody delivers any more, then nobody works."""
+        for children in (self.webs, self.workers):
+            await asyncio.gather(*(child.stop() for child in children))
+        self._file.close()
+
+
+class SandboxProcess:
+    """The stand-in Stripe in a process of its own, and its control paths."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str, http: aiohttp.ClientSession) -> None:
+        self.process, self.url, self.http = process, url, http
+
+    async def ask(self, path: str, body: Any = None) -> Any:
+        """GET, or POST with a body, on a control path. Raises aiohttp.ClientError."""
+        method = "GET" if body is None else "POST"
+        async with self.http.request(method, f"{self.url}/_sandbox/{path}", json=body) as answer:
+            answer.raise_for_status()
+            return await answer.json(loads=msgspec.json.decode)
+
+
+@asynccontextmanager
+async def sandbox_process(secret: str, api_version: str | None, log: Path) -> AsyncIterator[SandboxProcess]:
+    """Start `python -m sandbox`. Raises SettingsInvalid where the sandbox is not installed (it is no part of the wheel)."""
+    if importlib.util.find_spec("sandbox") is None:
+        raise SettingsInvalid(
+            "STRIPE_API_KEY is not set, and the sandbox is not installed: set the key, or run from a checkout with `make run`."
+        )
+    arguments = ["-m", "sandbox", "--webhook-secret", secret, *(["--api-version", api_version] if api_version else [])]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=file
+        )
+        try:
+            assert process.stdout is not None
+            first = await asyncio.wait_for(process.stdout.readline(), READY_TIMEOUT_S)
+            if not first:
+                raise FinalsaleError(f"the sandbox did not start; see {log}")
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
+                yield SandboxProcess(process, json.loads(first)["url"], http)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), 5)
+            if process.returncode is None:
+                process.kill()
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """A day in progress: everything a fault campaign may reach for."""
+
+    servers: EmbeddedServers | None
+    deployment: Deployment
+    sandbox: SandboxProcess
+    pool: Pool
+    settings: Settings
+    began: float
+
+
+@asynccontextmanager
+async def sandbox_run(
+    settings: Settings, options: DayOptions, *, webs: int = 1, workers: int = 1
+) -> AsyncIterator[Run]:
+    """Servers, sandbox, web and worker, all fresh, ready for the day. Needs the sandbox's policy file and empty books."""
+    began = time.monotonic()
+    state_dir = settings.state_dir / "sandbox"
+    wants = {"postgres": settings.database_url is None, "valkey": settings.redis_url is None}
+    async with embedded_servers(state_dir, **wants) as servers:
+        database = settings.database_url.get_secret_value() if settings.database_url else servers.database_url
+        redis = settings.redis_dsn() or servers.redis_url
+        if settings.database_url is None:
+            await _fresh_database(database)
+        secret = "whsec_" + secrets.token_hex(16)
+        async with sandbox_process(secret, options.api_version, state_dir / "sandbox.log") as stripe:
+            changed: dict[str, Any] = {
+                "stripe_api_base": stripe.url,
+                "stripe_api_key": SecretStr("sk_test_sandbox"),
+                "stripe_webhook_secret": SecretStr(secret),
+                "port": _port(settings),
+            }
+            if "FINALSALE_REFUNDS" not in os.environ:
+                changed["refunds"] = "auto"
+            if settings.policy is None:
+                changed["policy"] = sandbox_policy()
+            running = settings.model_copy(update=changed).with_servers(database, redis)
+            await migrate(database)
+            pool = await connect_pool(database, role="run", min_size=1, max_size=3)
+            deployment = Deployment(running, webs=webs, workers=workers, log_dir=options.log_dir or state_dir)
+            try:
+                if await pool.fetchval("select exists (select 1 from inbox)"):
+                    raise SettingsInvalid("DATABASE_URL already holds events; the sandbox's day needs empty books")
+                await deployment.start()
+                await stripe.ask("config", {"webhook": {"url": deployment.endpoint, **options.webhook()}})
+                if options.faults:
+                    rules = [
+                        {"kind": kind, "rate": options.faults / 3, "path": "/v1/*"}
+                        for kind in ("502_after", "500_after", "truncated")
+                    ]
+                    await stripe.ask("config", {"faults": {"seed": options.seed, "rules": rules}})
+                yield Run(
+                    servers=servers, deployment=deployment, sandbox=stripe, pool=pool, settings=running, began=began
+                )
+            finally:
+                await deployment.stop()
+                pool.terminate()
+
+
+def sandbox_policy() -> Path:
+    """The policy file that lies beside the sandbox: the shipped one, with balance credits reversed by itself."""
+    spec = importlib.util.find_spec("sandbox")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).with_name("sandbox.policy.toml")
+
+
+async def play_day(run: Run, options: DayOptions) -> AsyncIterator[dict[str, Any]]:
+    """Start the day, and yield its state until every event is delivered, worked off and acted upon.
+
+    Raises FinalsaleError when the day fails or does not come to an end.
+    """
+    await run.sandbox.ask("day", {"customers": options.customers, "seed": options.seed})
+    deadline = time.monotonic() + DAY_TIMEOUT_S
+    quiet = 0
+    while time.monotonic() < deadline:
+        day = await run.sandbox.ask("day")
+        if day["state"] == "failed":
+            raise FinalsaleError(f"the sandbox's day failed: {day.get('error')}")
+        yield day
+        if day["state"] == "done":
+            pending = (await run.sandbox.ask("flush", {"timeout_s": 1}))["pending"]
+            quiet = quiet + 1 if not pending and await _is_quiet(run.pool) else 0
+            if quiet >= 3:  # a refund's own events come after it: quiet must be seen more than once
+                return
+        await asyncio.sleep(REDRAW_S)
+    raise FinalsaleError(f"the day did not come to rest within {DAY_TIMEOUT_S:.0f} s; see {run.deployment.log}")
+
+
+async def _is_quiet(pool: Pool) -> bool:
+    try:
+        async with connection(pool) as conn:
+            return not await conn.fetchval(
+                """select exists (select 1 from inbox where state = 'waiting')
+                       or exists (select 1 from actions where state in ('planned', 'sending'))
+                       or exists (select 1 from lookups where state = 'waiting' and kind = 'balance')"""
+            )
+    except FinalsaleError:
+        return False
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What a day came to; the document of `run --once --json`."""
+
+    events: int
+    payments: int
+    duplicates: int
+    refunds: list[dict[str, Any]]
+    reviews: list[dict[str, Any]]
+    left_alone: list[dict[str, Any]]
+    checks: list[Check]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+
+async def report(run: Run) -> Report:
+    """Our books against the sandbox's, and both against the truth about the seeded cases."""
+    books = await run.sandbox.ask("books")
+    truth = msgspec.convert((await run.sandbox.ask("day"))["truth"], list[Expected])
+    async with connection(run.pool) as conn:
+        decisions = [
+            (row["id"], msgspec.json.decode(row["body"], type=Decision))
+            for row in await conn.fetch(
+                "select distinct on (realm, subject) id, body from decisions order by realm, subject, revision desc"
+            )
+        ]
+        actions = await conn.fetch("select * from actions order by created_at, id")
+        states = await _inbox_states(conn)
+        known = {row["event_id"] for row in await conn.fetch("select event_id from inbox")}
+    payments = [c for c in books["objects"].get("charge", []) if c["status"] == "succeeded" and c["captured"]]
+    refunds = [_refund_row(row, decisions) for row in actions if row["kind"] == "refund" and row["state"] == "sent"]
+    checks = [
+        *_event_checks(books, known, states),
+        *compare_refunds(
+            [
+                RefundDecided(
+                    action=row["action"],
+                    charge=row["duplicate"],
+                    original=row["original"],
+                    amount_minor=row["amount"]["minor"],
+                    currency=row["amount"]["currency"],
+                    stripe_id=row["stripe_id"],
+                )
+                for row in refunds
+            ],
+            [_at_stripe(refund) for refund in books["objects"].get("refund", [])],
+        ),
+        *compare_truth(truth, _outcomes(decisions, actions)),
+    ]
+    return Report(
+        events=len(known),
+        payments=len(payments),
+        duplicates=sum(1 for _, d in decisions if d.verdict is Verdict.REFUND),
+        refunds=refunds,
+        reviews=[_row(id_, d) for id_, d in decisions if d.verdict is Verdict.REVIEW],
+        left_alone=[_row(id_, d) for id_, d in decisions if d.verdict is Verdict.NONE],
+        checks=checks,
+        seconds=round(time.monotonic() - run.began, 1),
+    )
+
+
+async def _inbox_states(conn: Connection) -> dict[str, int]:
+    rows = await conn.fetch("select state, count(*) as events from inbox group by state")
+    return {row["state"]: row["events"] for row in rows}
+
+
+def _event_checks(books: dict[str, Any], known: set[str], states: dict[str, int]) -> list[Check]:
+    made = {event["id"] for event in books["objects"].get("event", [])}
+    lost = sorted(made - known)
+    return [
+        Check(name="no event lost", ok=not lost, figure=f"{len(made)} made, {len(made) - len(lost)} stored"),
+        Check(
+            name="every event worked off",
+            ok=set(states) <= {"done"},
+            figure=", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none",
+        ),
+    ]
+
+
+def _at_stripe(refund: dict[str, Any]) -> RefundAtStripe:
+    return RefundAtStripe(
+        id=refund["id"],
+        charge=refund["charge"],
+        amount_minor=refund["amount"],
+        currency=refund["currency"],
+        status=refund["status"],
+        action=(refund["metadata"] or {}).get("finalsale_action"),
+    )
+
+
+def _refund_row(row: Any, decisions: list[tuple[str, Decision]]) -> dict[str, Any]:
+    decision = next(d for _, d in decisions if d.subject == row["decision_subject"])
+    return {
+        "customer": row["customer"],
+        "original": decision.original,
+        "duplicate": row["subject"],
+        "amount": {"minor": row["amount_minor"], "currency": row["currency"]},
+        "clause": decision.clause,
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "stripe_id": row["stripe_id"],
+        "action": row["id"],
+        "decision": row["decision_id"],
+    }
+
+
+def _row(id_: str, decision: Decision) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "customer": decision.customer,
+        "subject": decision.subject,
+        "original": decision.original,
+        "amount": msgspec.to_builtins(decision.amount),
+        "clause": decision.clause,
+        "rule": decision.rule,
+        "reason": decision.reason,
+    }
+
+
+def _outcomes(decisions: list[tuple[str, Decision]], actions: list[Any]) -> dict[str, Outcome]:
+    sent: dict[tuple[str, str], Any] = {(a["decision_subject"], a["kind"]): a for a in actions if a["state"] == "sent"}
+    found = {}
+    for _, decision in decisions:
+        subject = decision.subject
+        refund, cancel = sent.get((subject, "refund")), sent.get((subject, "cancel_subscription"))
+        found[subject] = Outcome(
+            verdict=str(decision.verdict),
+            original=decision.original,
+            refunded_minor=refund["amount_minor"] if refund else 0,
+            canceled=cancel["subject"] if cancel else None,
+            reversed=(subject, "reverse_balance_credit") in sent,
+        )
+    return found
+
+
+# what a person sees ------------------------------------------------------------------------------------------------------
+
+
+def main(*, settings: Settings, once: bool, as_json: bool, options: DayOptions) -> int:
+    """Run until Ctrl-C, or with `once` until the day is done. Returns the exit code. Raises FinalsaleError."""
+    console = Console(stderr=as_json, highlight=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        if settings.stripe_api_key is not None:
+            return asyncio.run(_run_real(settings, console))
+        return asyncio.run(_run_sandbox(settings, console, once=once, as_json=as_json, options=options))
+    return 0
+
+
+async def _run_real(settings: Settings, console: Console) -> int:
+    settings.webhook_secrets()
+    wants = {"postgres": settings.database_url is None, "valkey": settings.redis_url is None}
+    async with embedded_servers(settings.state_dir, **wants) as servers:
+        database = settings.database_url.get_secret_value() if settings.database_url else servers.database_url
+        running = settings.model_copy(update={"port": _port(settings)}).with_servers(
+            database, settings.redis_dsn() or servers.redis_url
+        )
+        await migrate(database)
+        deployment = Deployment(running)
+        try:
+            await deployment.start()
+            console.print(f"The real Stripe, {settings.mode} mode, no sandbox. Refunds: {settings.refunds}.")
+            console.print(f"Endpoint: {deployment.endpoint}   log: {deployment.log}   Ctrl-C stops.")
+            await _until_stopped()
+        finally:
+            await deployment.stop()
+    return 0
+
+
+async def _run_sandbox(settings: Settings, console: Console, *, once: bool, as_json: bool, options: DayOptions) -> int:
+    console.print("Starting PostgreSQL, Valkey, the sandbox Stripe, web and worker ...")
+    async with sandbox_run(settings, options) as run:
+        with _screen(console, live=console.is_terminal) as draw:
+            async for day in play_day(run, options):
+                draw(await _picture(run, day))
+        done = await report(run)
+        if as_json:
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(done), indent=2).decode() + "\n")
+            sys.stdout.flush()
+        else:
+            _print_report(console, done)
+        if not once:
+            console.print(f"\nStill up: {run.deployment.endpoint}   sandbox: {run.sandbox.url}   Ctrl-C stops.")
+            console.print(
+                f"[dim]In another terminal: FINALSALE_STATE_DIR={settings.state_dir / 'sandbox'} "
+                ".venv/bin/finalsale review list[/dim]"
+            )
+            await _until_stopped()
+        return 0 if done.ok else 1
+
+
+@contextlib.contextmanager
+def _screen(console: Console, *, live: bool) -> Iterator[Any]:
+    if not live:
+        yield lambda picture: None
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as screen:
+        yield lambda picture: screen.update(picture, refresh=True)
+
+
+async def _picture(run: Run, day: dict[str, Any]) -> Group:
+    """One calm view: how far the day is, what arrived, what was decided last."""
+    try:
+        async with connection(run.pool) as conn:
+            inbox = await _inbox_states(conn)
+            last = await conn.fetch(
+                "select body from decisions where verdict <> 'none' order by decided_at desc limit 8"
+            )
+            sent = await conn.fetchval("select count(*) from actions where kind = 'refund' and state = 'sent'")
+    except FinalsaleError:
+        return Group(Text("Postgres is away; waiting"))
+    done = int(day["progress"] * 40)
+    head = Text.assemble(
+        ("A merchant's day  ", "bold"), "█" * done, ("░" * (40 - done), "dim"), f"  {day['progress']:.0%}\n"
+    )
+    head.append(
+        f"{sum(inbox.values()):>6} events arrived   {inbox.get('waiting', 0):>4} waiting   {sent:>3} refunds made\n",
+    )
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    for row in last:
+        decision = msgspec.json.decode(row["body"], type=Decision)
+        colour = "green" if decision.verdict is Verdict.REFUND else "yellow"
+        table.add_row(
+            Text(f"{decision.verdict:>6}", style=colour),
+            decision.rule,
+            str(decision.amount or ""),
+            _short(decision.reason, 70),
+        )
+    return Group(head, table)
+
+
+def _print_report(console: Console, done: Report) -> None:
+    console.print(
+        f"\n[bold]{done.events} events, {done.payments} payments, {done.duplicates} duplicates, {done.seconds} s[/bold]\n"
+    )
+    table = Table(
+        title="Refunded: exactly the duplicate part, exactly once", title_justify="left", box=None, padding=(0, 1)
+    )
+    for column in ("customer", "original", "duplicate", "amount", "clause", "why", "refund"):
+        table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=column != "why")
+    for row in done.refunds:
+        amount = str(Money(**row["amount"]))
+        ids = [_tail(row[name]) for name in ("customer", "original", "duplicate")]
+        why = _short(row["reason"].partition(": ")[2] or row["reason"], 60)
+        table.add_row(*ids, amount, f"{row['clause']} {row['rule']}", why, _tail(row["stripe_id"]))
+    console.print(table)
+    for title, rows in (("Waiting for a person", done.reviews), ("Left alone", done.left_alone)):
+        table = Table(title=f"\n{title}", title_justify="left", box=None, padding=(0, 1))
+        for column in ("payment", "amount", "rule", "why"):
+            table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=column != "why")
+        for row in rows:
+            amount = str(Money(**row["amount"])) if row["amount"] else ""
+            table.add_row(_tail(row["subject"]), amount, row["rule"], _because(row["reason"]))
+        console.print(table)
+    console.print("\n[bold]Checked against the sandbox's own books[/bold]")
+    for check in done.checks:
+        console.print(
+            f" {'[green]ok[/green]  ' if check.ok else '[red]FAIL[/red]'} {check.name}  [dim]{check.figure}[/dim]"
+        )
+
+
+def _because(reason: str) -> str:
+    for mark in ("A person must decide: ", "No duplicate: "):
+        if mark in reason:
+            return reason.partition(mark)[2]
+    return reason
+
+
+def _tail(id_: str | None) -> str:
+    """An id short enough for a table, and long enough to be found: prefix and last characters."""
+    if id_ is None:
+        return ""
+    kind, _, rest = id_.partition("_")
+    return id_ if len(rest) <= 9 else f"{kind}_…{rest[-7:]}"
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+async def _until_stopped() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The settings of this run as the environment of its processes."""
+    told = {
+        "DATABASE_URL": settings.database_dsn(),
+        "REDIS_URL": settings.redis_dsn(),
+        "STRIPE_API_KEY": settings.stripe_api_key.get_secret_value() if settings.stripe_api_key else None,
+        "STRIPE_API_BASE": settings.stripe_api_base,
+        "STRIPE_WEBHOOK_SECRET": settings.stripe_webhook_secret.get_secret_value()
+        if settings.stripe_webhook_secret
+        else None,
+        "FINALSALE_REFUNDS": settings.refunds,
+        "FINALSALE_POLICY": str(settings.policy.absolute()) if settings.policy else None,
+        "FINALSALE_TEST_CLOCKS": "1" if settings.test_clocks else None,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _port(settings: Settings) -> int:
+    """The wanted port; another free one where nobody asked for it and it is taken."""
+    if "PORT" in os.environ:
+        return settings.port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", settings.port))
+        except OSError:
+            return free_port()
+    return settings.port
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _fresh_database(url: str) -> None:
+    """Empty books for a new day: the sandbox remembers nothing of the last one either."""
+    pool = await connect_pool(url, role="run", min_size=1, max_size=1)
+    try:
+        await pool.execute("drop schema public cascade; create schema public")
+    finally:
+        pool.terminate()
