@@ -87,7 +87,9 @@ def _twin(
     ours, theirs = original.metadata, payment.metadata
     apart_s = payment.paid_at - original.paid_at
     orders = compare_orders(ours, theirs, terms.duplicates)
-    rest = compare_metadata(_without_orders(ours, terms.duplicates), _without_orders(theirs, terms.duplicates), terms.duplicates)
+    rest = compare_metadata(
+        _without_orders(ours, terms.duplicates), _without_orders(theirs, terms.duplicates), terms.duplicates
+    )
     unlike = _unlike(original, payment, orders, rest, terms.duplicates)
     if (unlike or orders.sameness is not Sameness.SAME) and apart_s > terms.duplicates.window:
         return None
@@ -97,7 +99,9 @@ def _twin(
     elif apart_s > terms.duplicates.bare_payment_window:
         doubts.append(f"the order id is equal, but they are {span(apart_s)} apart")
     elif apart_s > terms.duplicates.window and _copied(payment, terms.duplicates, by_order):
-        doubts.append("the same order id stands on payments much further apart, so the app seems to copy it onto renewals")
+        doubts.append(
+            "the same order id stands on payments much further apart, so the app seems to copy it onto renewals"
+        )
     doubts += _persons(ours, theirs, terms.duplicates)
     if rest.sameness is Sameness.DOUBT:
         doubts.append(rest.why)
@@ -131,9 +135,9 @@ def _persons(ours: Metadata, theirs: Metadata, terms: DuplicateTerms) -> Iterato
 
 
 def _copied(payment: Payment, terms: DuplicateTerms, by_order: dict[tuple[str, str], list[Payment]]) -> bool:
-    """Whether the payment's order id stands on payments further apart than one purchase can be."""
+    """Whether the payment's order id stands on payments so far apart that it cannot name one purchase."""
     rows = [by_order.get((key, payment.metadata.get(key, "")), []) for key in terms.order]
-    return any(found and found[-1].paid_at - found[0].paid_at > terms.bare_payment_window for found in rows)
+    return any(found and found[-1].paid_at - found[0].paid_at > 2 * terms.bare_payment_window for found in rows)
 
 
 def _settle(court: Court, payment: Payment, twin: _Twin) -> None:
@@ -204,6 +208,10 @@ def _by_hand(court: Court, hand: Payment, invoice: Invoice, paid: Payment) -> No
         doubts=["whether the hand charge was meant for this invoice only a person knows", *contested(first, second)],
         amount_minor=second.left_minor,
         evidence=[
-            Evidence("due, and charged by hand", str(court.due(invoice)), str(Money(hand.charge.captured_minor, hand.currency)))
+            Evidence(
+                "due, and charged by hand",
+                str(court.due(invoice)),
+                str(Money(hand.charge.captured_minor, hand.currency)),
+            )
         ],
     )

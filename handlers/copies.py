@@ -200,7 +200,7 @@ def settle(court: Court, copy: Copy) -> None:
             Evidence("service period", _period(first.of.lines), _period(first.lines or first.purchase.lines)),
             *copy.evidence,
         ],
-        prepared=[*_further_refunds(copy), *prepared],
+        prepared=[*_further_refunds(court, copy), *prepared],
     )
     if decision.prepared:
         court.listed |= {repeat.purchase.payment.id for repeat in copy.repeats[1:]}
@@ -225,7 +225,7 @@ def _arithmetic(court: Court, repeat: Repeat) -> list[str]:
     return found
 
 
-def _further_refunds(copy: Copy) -> list[Prepared]:
+def _further_refunds(court: Court, copy: Copy) -> list[Prepared]:
     """Reading 21: the later copies' refunds, prepared for the one review that lists them all; only what is proved."""
     return [
         Prepared(
@@ -237,6 +237,7 @@ def _further_refunds(copy: Copy) -> list[Prepared]:
         for repeat in copy.repeats[1:]
         if repeat.refundable_minor
         and not repeat.unequal
+        and not court.decided(repeat.purchase.payment)
         and not contested(None, repeat.purchase.payment)
         and closes(repeat.purchase.invoice, repeat.purchase.payment) is None
     ]

@@ -53,6 +53,8 @@ class Court:
             if session.subscription:
                 self.sessions[session.subscription].append(session)
         self.decisions: dict[str, Decision] = {}
+        self.originals: set[str] = set()
+        """Charges that stay because this judgement gives a copy of theirs back."""
         self.listed: set[str] = set()
         """Charges that a review of another charge lists with it (reading 21)."""
         self.wanted: set[tuple[str, str]] = set()
@@ -134,6 +136,8 @@ class Court:
             due_at=at(duplicate.paid_at) + timedelta(seconds=terms.duplicates.settle) if steps else None,
         )
         self.decisions[duplicate.id] = decision
+        if verdict is Verdict.REFUND and original is not None:
+            self.originals.add(original.id)
         return decision
 
     def _limits(self, original: Payment | None, duplicate: Payment, amount: Money | None) -> list[str]:
@@ -141,6 +145,8 @@ class Court:
         found, terms = [], self.terms(duplicate)
         if self.policy.terms_for(duplicate.charge.customer, duplicate.paid_at) is None:
             found.append("no version of the policy was in force when it was paid")
+        if duplicate.id in self.originals:
+            found.append(f"{duplicate.id} is the original of another refund")
         if terms.duplicates.rule == "review":
             found.append("the customer's agreement asks for a person's decision")
         if original is None or not original.stands or self.goes_back(original) or original.id == duplicate.id:

@@ -134,9 +134,7 @@ class _Credit(msgspec.Struct, frozen=True, kw_only=True):
     evidence: tuple[Evidence, ...] = ()
 
 
-def _booked_credit(
-    court: Court, invoice: Invoice, payments: list[Payment], excess_minor: int, terms: Terms
-) -> _Credit:
+def _booked_credit(court: Court, invoice: Invoice, payments: list[Payment], excess_minor: int, terms: Terms) -> _Credit:
     """Reading 7, from the balance as it was last read. No event tells of it, so a D1 waits until it was read."""
     if (ActionKind.REVERSE_BALANCE_CREDIT, invoice.id) in court.acted:
         again = any(p.acted for p in payments)
@@ -187,14 +185,14 @@ def _weighed(
     if left_minor < booked.minor or spent_minor > 0:
         doubt = f"of the balance credit of {booked} that Stripe booked for it, a part was used or changed since"
         return _Credit(doubts=(doubt,), refundable=False, evidence=evidence)
-    reversal = Prepared(
-        kind=ActionKind.REVERSE_BALANCE_CREDIT, subject=invoice.id, customer=customer, amount=booked
-    )
+    reversal = Prepared(kind=ActionKind.REVERSE_BALANCE_CREDIT, subject=invoice.id, customer=customer, amount=booked)
     doubts = []
     if booked.minor != excess_minor:
         doubts.append(f"the balance credit ({booked}) is not the excess ({Money(excess_minor, invoice.currency)})")
     if not terms.duplicates.reverse_overpaid_credit:
-        doubts.append(f"Stripe booked {booked} on the customer's balance for it, unspent, and the policy does not take such a credit back by itself")
+        doubts.append(
+            f"Stripe booked {booked} on the customer's balance for it, unspent, and the policy does not take such a credit back by itself"
+        )
     return _Credit(doubts=tuple(doubts), prepared=(reversal,), evidence=evidence)
 
 
@@ -223,9 +221,7 @@ def invoiced_twice(court: Court) -> None:
             earlier[later.invoice.id].append((original, first, second))
     for later in bought:
         found = [
-            row
-            for row in earlier[later.invoice.id]
-            if row[0].payment.stands and not court.goes_back(row[0].payment)
+            row for row in earlier[later.invoice.id] if row[0].payment.stands and not court.goes_back(row[0].payment)
         ]
         if found and not court.decided(later.payment):
             # an identical period proves more than one that merely touches the renewal border

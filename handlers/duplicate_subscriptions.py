@@ -21,7 +21,7 @@ from handlers.identity import (
     person_of,
     purchase_metadata,
 )
-from handlers.payments import Payment, on_test_clock
+from handlers.payments import Payment, on_test_clock, service_lines
 from handlers.terms import DuplicateTerms
 
 TRIAL_NOTICE = timedelta(days=3)
@@ -47,6 +47,8 @@ class Holding(msgspec.Struct, frozen=True):
     purchases: tuple[Purchase, ...]
     listed_until: Seconds
     """Up to then every copy was listed in a review that is being carried out, or was refunded by us; else 0."""
+    kept: frozenset[str]
+    """Its payments that stay because our refund of a copy of theirs (D1, D5) was begun."""
 
 
 def bought_twice(court: Court) -> None:
@@ -88,28 +90,40 @@ def _holding(court: Court, subscription: Subscription, bought: list[Purchase]) -
     customer = subscription.customer or (payment.charge.customer if payment else None) or CustomerId("")
     terms = (court.terms(payment) if payment else court.policy.latest()).duplicates
     sessions = court.sessions[subscription.id]
+    listed_until, kept = _begun(court, subscription, bought)
     return Holding(
         subscription=subscription,
         customer=customer,
         person=person_of(court.file.customers.get(customer), sessions, subscription.metadata, terms),
         metadata=purchase_metadata(subscription, sessions),
         purchases=tuple(bought),
-        listed_until=_listed_until(court, subscription),
+        listed_until=listed_until,
+        kept=kept,
     )
 
 
-def _listed_until(court: Court, subscription: Subscription) -> Seconds:
-    """When we last gave back a whole period of this subscription: what was paid before was looked at with it (21)."""
-    latest = 0
+def _begun(court: Court, subscription: Subscription, bought: list[Purchase]) -> tuple[Seconds, frozenset[str]]:
+    """What our own refunds of this subscription's payments have settled already.
+
+    A refund of a whole period came from a decision that listed what had been paid until then (reading 21). One that left
+    another payment for the same invoice or the same period of an item says that this other payment is the one that stays.
+    """
+    listed_until, kept = 0, set()
     for payment in court.payments:
         invoice = payment.invoice
         if not payment.acted or invoice is None or invoice.subscription != subscription.id:
             continue
-        if any(p.stands for p in court.by_invoice[invoice.id]):
-            continue  # a second payment of one invoice (D1) says nothing about the period
-        ours = [r.created for r in court.file.refunds.values() if r.charge == payment.id and r.action]
-        latest = max(latest, *ours, 0) if ours else max(latest, int(court.now.timestamp()))
-    return latest
+        gone = Purchase(payment, invoice, tuple(service_lines(court.file, invoice)), shared=False)
+        stays = {other.payment.id for _, _, other, _ in overlapping([gone], bought, _item)}
+        kept |= stays
+        if not stays:
+            ours = [r.created for r in court.file.refunds.values() if r.charge == payment.id and r.action]
+            listed_until = max([listed_until, *ours] if ours else [listed_until, int(court.now.timestamp())])
+    return listed_until, frozenset(kept)
+
+
+def _item(line: Line) -> str | None:
+    return line.subscription_item
 
 
 def _price(line: Line) -> str | None:
@@ -185,6 +199,8 @@ def _compare(court: Court, one: Holding, other: Holding) -> Copy | None:
     if rule in ("D9", "D10"):
         unsure.append("which of the two is wanted only a person knows")
     doubts = [*unsure, *_circumstances(rule, survivor, second, original, duplicate, terms), *_found_late(pairs)]
+    if duplicate.payment.id in second.kept:
+        doubts.append(f"a refund was begun that keeps {duplicate.payment.id} as its original")
     return Copy(
         rule=rule,
         how=_HOW[rule],
@@ -279,7 +295,7 @@ def _circumstances(
         )
     if rule != "D10" and _items(survivor.subscription) != _items(second.subscription):
         found.append("the two subscriptions do not hold the same items now")
-    elif any((line.price, line.quantity or 1) not in _items(second.subscription) for line in duplicate.lines):
+    elif not _holds(second.subscription, duplicate):
         found.append(f"{second.subscription.id} was changed since it was paid")
     return found
 
@@ -291,12 +307,18 @@ def _items(subscription: Subscription) -> list[tuple[str, int]]:
     return sorted((item.price, item.quantity or 1) for item in subscription.items)
 
 
+def _holds(subscription: Subscription, purchase: Purchase) -> bool:
+    """Whether the subscription still is what was paid for. A tiered price has several lines to one item."""
+    bought: dict[str | None, int] = defaultdict(int)
+    for line in purchase.lines:
+        bought[line.price] += line.quantity or 1
+    return bought.items() <= dict(_items(subscription)).items()
+
+
 def _cancellation(second: Holding) -> Prepared | None:
     if not second.subscription.alive:
         return None  # ended by the customer already: nothing to cancel (reading 25)
-    return Prepared(
-        kind=ActionKind.CANCEL_SUBSCRIPTION, subject=second.subscription.id, customer=second.customer
-    )
+    return Prepared(kind=ActionKind.CANCEL_SUBSCRIPTION, subject=second.subscription.id, customer=second.customer)
 
 
 def _why_same(survivor: Holding, second: Holding, who: Finding) -> tuple[Evidence, ...]:

@@ -30,14 +30,13 @@ from handlers.duplicate_subscriptions import bought_twice, trials_about_to_charg
 from handlers.terms import Policy
 
 RULES = (
-    paid_more_than_once,
     invoiced_twice,
     bought_twice,
     charged_again,
     charged_by_hand,
     trials_about_to_charge,
 )
-"""In this order: a payment that one rule has decided is not decided again by a later one."""
+"""After D1 and D2, in this order: a payment that one rule has decided is not decided again by a later one."""
 
 
 def judge(
@@ -48,7 +47,8 @@ def judge(
     `acted` are the actions already begun: what they concern is not decided again, and no longer stands.
     """
     court = Court(file, policy, now, acted, test_clocks)
-    if court.payments:
+    paid_more_than_once(court)
+    if len(court.payments) > 1 or (court.payments and len(file.subscriptions) > 1):
         for rule in RULES:
             rule(court)
     return Judgement(

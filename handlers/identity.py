@@ -78,7 +78,9 @@ def compare_persons(a: Person, b: Person) -> Finding:
         if len(equal) < len(shared):
             return Finding(Sameness.DOUBT, "one person id is equal and another differs")
         return Finding(Sameness.SAME, f"the person's id ({equal[0]}) is equal")
-    return Finding(Sameness.DOUBT, "only one of the two names the person" if a.ids or b.ids else "neither names a person")
+    return Finding(
+        Sameness.DOUBT, "only one of the two names the person" if a.ids or b.ids else "neither names a person"
+    )
 
 
 def purchase_metadata(subscription: Subscription, sessions: Iterable[CheckoutSession]) -> Metadata:

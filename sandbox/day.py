@@ -67,6 +67,7 @@ class Day:
         self.state = "waiting"
         self.progress = 0.0
         self.error: str | None = None
+        self.finished = asyncio.Event()
         self.truth: list[Truth] = []
         self.price: dict[str, Obj] = {}
         self._people = 0
@@ -81,14 +82,14 @@ class Day:
             self.state, self.progress = "done", 1.0
         except Exception as error:
             self.state, self.error = "failed", f"{type(error).__name__}: {error}"
-            raise
         finally:
             self.books.set_clock(time.time(), running=True)
+            self.finished.set()
 
     async def _run(self) -> None:
         from sandbox import cases, life  # the stories know the day's types, the day only their lists
 
-        self.books.rng = random.Random(f"day {self.seed}")
+        self.books.rng = random.Random(f"day {self.seed} after {len(self.books.by_id)}")
         self.books.set_clock(self.start - 70 * DAY, running=False)
         self._open_shop()
         for story in cases.stories(self):
@@ -98,7 +99,7 @@ class Day:
         steps = 0
         while self._queue:
             at, number, story = heapq.heappop(self._queue)
-            self.books.set_clock(max(at, self.books.now()))
+            self.books.set_clock(at)
             self._step(number, story)
             steps += 1
             if steps % 20 == 0:
@@ -114,14 +115,17 @@ class Day:
     def _step(self, number: int, story: Steps) -> None:
         due = next(story, None)
         if due is not None:
-            if due > self.end:
-                raise ValueError("a story would end after the day")
+            if not self.books.now() <= due <= self.end:
+                raise ValueError("a story goes back in time, or beyond the day")
             heapq.heappush(self._queue, (due, number, story))
 
     # -- the shop ------------------------------------------------------------------------------------------------------
 
     def _open_shop(self) -> None:
         books = self.books
+        if "price_basic" in books.by_id:  # a second day in the same shop
+            self.price = {price["id"]: price for price in books.all("price")}
+            return
         basic, pro = books.new_product("FluxArt AI Basic"), books.new_product("FluxArt AI Pro")
         team, seat = books.new_product("FluxArt AI Team"), books.new_product("FluxArt AI extra seat")
         pack, api = books.new_product("100 credits"), books.new_product("FluxArt AI rendering minutes")

@@ -79,11 +79,17 @@ def create_tax_rate(books: Books, params: Obj) -> Obj:
     return books.new_tax_rate(float(require(params, "percentage")), inclusive=flag(params, "inclusive"))
 
 
+def _hashes(given: Any, name: str) -> list[Obj]:
+    if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
+        raise invalid("Invalid array of hashes", param=name, stored=False)
+    return given
+
+
 def _priced(books: Books, given: Any, name: str) -> list[tuple[Obj, int]]:
-    if not isinstance(given, list) or not given:
+    if not given:
         raise invalid(f"Missing required param: {name}.", param=name, code="parameter_missing", stored=False)
     found = []
-    for item in given:
+    for item in _hashes(given, name):
         price = books.get("price", require(item, "price"), f"{name}[0][price]")
         found.append((price, integer(item, "quantity") or 1))
     return found
@@ -103,7 +109,7 @@ def create_subscription(books: Books, params: Obj) -> Obj:
         raise invalid(
             "This customer has no attached payment source or default payment method.", code="resource_missing"
         )
-    discounts = params.get("discounts") or []
+    discounts = _hashes(params.get("discounts") or [], "discounts")
     return books.subscribe(
         customer,
         _priced(books, params.get("items"), "items"),
@@ -138,7 +144,7 @@ def update_subscription(books: Books, params: Obj, id_: str) -> Obj:
         books.cancel_at_period_end(sub, flag(params, "cancel_at_period_end"))
     if params.get("items"):
         changes = []
-        for item in params["items"]:
+        for item in _hashes(params["items"], "items"):
             change: Obj = {"id": item.get("id")}
             if "price" in item:
                 change["price"] = books.get("price", item["price"], "items[0][price]")

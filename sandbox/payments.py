@@ -9,6 +9,7 @@ from sandbox.forms import METHODS, Method
 from sandbox.store import Obj, Store, StripeError, invalid, missing
 
 DISPUTE_FEE = 1500
+INQUIRY_KEPT_S = 120 * 86400
 OPEN_CHARGEBACK = ("needs_response", "under_review", "appeal_needs_response", "appeal_under_review")
 INQUIRY = ("warning_needs_response", "warning_under_review")
 REVERSAL_S = 2 * 3600
@@ -352,6 +353,8 @@ class Payments(Store):
             case_type="inquiry" if inquiry else "resolution" if prevented else "chargeback",
         )
         self.put(dispute)
+        deadline = dispute["created"] + INQUIRY_KEPT_S if inquiry else dispute["evidence_details"]["due_by"]
+        self.at(deadline, lambda: self._unanswered(dispute))
         charge["disputed"] = True
         self.emit("charge.dispute.created", dispute)
         if not inquiry:
@@ -366,10 +369,20 @@ class Payments(Store):
         dispute["is_charge_refundable"] = False
         self.emit("charge.dispute.funds_withdrawn", dispute)
 
+    def _unanswered(self, dispute: Obj) -> None:
+        """Silence loses a chargeback at its deadline; an inquiry nobody escalated closes by itself."""
+        if dispute["status"] in INQUIRY:
+            self.set_dispute(dispute, "warning_closed")
+        elif dispute["status"] == "needs_response":
+            dispute["evidence_details"]["past_due"] = True
+            self.set_dispute(dispute, "lost")
+
     def escalate(self, dispute: Obj) -> None:
         """An inquiry becomes a chargeback: `updated` and money out, no second `created`."""
         if "card" in dispute["payment_method_details"]:
             dispute["payment_method_details"]["card"]["case_type"] = "chargeback"
+        dispute["evidence_details"]["due_by"] = self.now() + 9 * 86400
+        self.at(dispute["evidence_details"]["due_by"], lambda: self._unanswered(dispute))
         self.change(dispute, "charge.dispute.updated", status="needs_response")
         self._withdraw(dispute, DISPUTE_FEE)
 
@@ -395,7 +408,7 @@ class Payments(Store):
         dispute["status"] = status
         final = status in ("won", "lost", "warning_closed")
         late = before in ("won", "lost")
-        if status == "won":
+        if status == "won" and dispute["balance_transactions"]:
             dispute["balance_transactions"].append(
                 self._move(dispute, "adjustment", "dispute_reversal", dispute["amount"])
             )

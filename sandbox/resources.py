@@ -11,7 +11,7 @@ from sandbox import shapes
 from sandbox.billing import Books
 from sandbox.mutations import CHANGE, CREATE
 from sandbox.params import allow, flat, integer
-from sandbox.store import EVENTS_KEPT_S, LINKS, Obj, StripeError, invalid
+from sandbox.store import EVENTS_KEPT_S, LINKS, Obj, StripeError, invalid, missing
 
 FOREVER = 1 << 40
 
@@ -189,8 +189,7 @@ def read(books: Books, at: Route, params: Obj, path: str, version: str) -> Obj:
     if at.id:
         owner = books.get(resource.kind, at.id)
         if (at.resource, at.below) == ("invoices", "lines"):
-            lines = shapes.render(owner, version, books)["lines"]["data"]
-            return shapes.listing(lines, path)
+            return _lines(books, owner, params, path, version)
         if (at.resource, at.below) not in NESTED:
             raise unknown_url(path)
         kind, link = NESTED[at.resource, at.below]
@@ -202,6 +201,18 @@ def read(books: Books, at: Route, params: Obj, path: str, version: str) -> Obj:
     found, more = read_list(books, path, resource, params, fixed)
     page = shapes.listing([_shown(books, obj, version) for obj in found], path, more)
     return shapes.expand(page, expand, version, books)
+
+
+def _lines(books: Books, invoice: Obj, params: Obj, path: str, version: str) -> Obj:
+    """A page of an invoice's lines, in their order on the invoice."""
+    allow(params, PAGING)
+    lines, limit = invoice["lines"]["data"], integer(params, "limit") or 10
+    ids = [line["id"] for line in lines]
+    if params.get("starting_after", ids[0]) not in ids:
+        raise missing("line_item", params["starting_after"], "starting_after")
+    start = ids.index(params["starting_after"]) + 1 if "starting_after" in params else 0
+    page = [shapes.render(line, version, books) for line in lines[start : start + limit]]
+    return shapes.listing(page, path, start + limit < len(lines))
 
 
 def _shown(books: Books, obj: Obj, version: str) -> Obj:

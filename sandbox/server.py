@@ -181,13 +181,13 @@ class Sandbox:
     async def _start_day(self, request: web.Request) -> web.Response:
         body = await request.read()
         asked: Obj = msgspec.json.decode(body) if body else {}
-        if self.day is not None and self.day.state == "running":
+        if self.day is not None and self.day.state in ("waiting", "running"):
             return as_json({"error": "a day is running"}, 409)
         self.begin_day(customers=int(asked.get("customers", 240)), seed=int(asked.get("seed", 1)))
         return as_json({"state": "running"}, 202)
 
     def begin_day(self, *, customers: int = 240, seed: int = 1) -> Day:
-        """Start the merchant's day in the background; await `flush` and look at `day.state` to see its end."""
+        """Start the merchant's day in the background; await `day.finished`, then `flush`."""
         self.day = Day(self.books, customers=customers, seed=seed)
         self._tasks.append(asyncio.create_task(self._live(self.day)))
         return self.day

@@ -29,6 +29,9 @@ VERSIONS = (
     NEWEST,
 )
 
+LINES_SHOWN = 10
+"""An invoice carries the first page of its lines; the others are read from `/lines`."""
+
 encode = msgspec.json.Encoder(decimal_format="string").encode
 
 EVENT_SINCE = {
@@ -78,6 +81,8 @@ def has_event(type_: str, version: str) -> bool:
 
 def render(obj: Obj, version: str, store: Store) -> Obj:
     """The object as `version` shows it. The newest version is the object itself: the caller must not change it."""
+    if obj["object"] == "invoice" and len(obj["lines"]["data"]) > LINES_SHOWN:
+        obj = obj | {"lines": obj["lines"] | {"data": obj["lines"]["data"][:LINES_SHOWN], "has_more": True}}
     if version == NEWEST:
         return obj
     copy: Obj = msgspec.json.decode(encode(obj))

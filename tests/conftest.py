@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
+import aiohttp
 import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from tests.stripe_sender import WEBHOOK_SECRET, Sender
 from worker.db import Pool, connect_pool
 from worker.db.migrations import migrate
 from worker.embedded import EmbeddedServers
 from worker.settings import Settings
-
-WEBHOOK_SECRET = "whsec_test_0123456789abcdef"
+from worker.web import Listening, listening
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
         yield running
     finally:
         running.stop()
+
+
+async def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> None:
+    """Wait until `holds` does; TimeoutError if it never does."""
+    async with asyncio.timeout(within_s):
+        while not holds():  # noqa: ASYNC110 - what is waited for is another process's doing
+            await asyncio.sleep(0.01)
 
 
 def database_named(servers: EmbeddedServers, name: str) -> str:
@@ -75,3 +83,18 @@ def settings(database_url: str, redis_url: str) -> Settings:
         port=0,
         log="json",
     ).with_servers(database_url, redis_url)
+
+
+@pytest.fixture
+async def web(settings: Settings) -> AsyncIterator[Listening]:
+    """The real web process's inside, on a free port, ready."""
+    async with listening(settings) as running:
+        await eventually(running.watch.ready)
+        yield running
+
+
+@pytest.fixture
+async def sender(web: Listening) -> AsyncIterator[Sender]:
+    """Stripe, as `web` sees it."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield Sender(web.port, session)

@@ -7,6 +7,7 @@ by themselves, and a lone event is committed at once.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable
@@ -81,7 +82,14 @@ def read_event(body: bytes, mode: Mode) -> Row:
     try:
         if not body.isascii():
             body.decode()  # the decoder does not look into the strings that it skips
-        envelope = _decode(body)
+        try:
+            envelope = _decode(body)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            # It refuses a lone surrogate (\ud800) even where it only skips. That is the worker's to judge, not a reason to lose
+            # an event that was signed.
+            envelope = msgspec.convert(json.loads(body), Envelope)
     except msgspec.ValidationError as error:
         raise NotAnEvent(
             f"The body is not a Stripe event: {error}."

@@ -22,7 +22,16 @@ from typing import Any
 import msgspec
 import structlog
 
-from handlers.customer import AnyFact, BalanceRead, CustomerFile, CustomerId, Refund, Subscription, decode
+from handlers.customer import (
+    AnyFact,
+    BalanceRead,
+    CustomerFile,
+    CustomerId,
+    InvoicePayment,
+    Refund,
+    Subscription,
+    decode,
+)
 from handlers.decisions import ActionKind, Decision, Money, Verdict
 from handlers.events import Unreadable
 from handlers.refunds import Reads, last_look, parameters, refunded_minor_of, survivor_of
@@ -289,7 +298,22 @@ class Performer:
             jobs.append(self._list("/v1/invoice_payments", asked, account))
         jobs += [self._object(f"/v1/subscriptions/{id_}", account) for id_ in sorted(reads.subscriptions)]
         jobs += [self._balance(id_, account) for id_ in sorted(reads.balances)]
-        return [fact for facts in await asyncio.gather(*jobs) for fact in facts]
+        facts = [fact for found in await asyncio.gather(*jobs) for fact in found]
+        latest = {f.latest_invoice for f in facts if isinstance(f, Subscription) and f.latest_invoice} - reads.invoices
+        newer = await asyncio.gather(*(self._newer_invoice(id_, account) for id_ in sorted(latest)))
+        return [*facts, *(fact for found in newer for fact in found)]
+
+    async def _newer_invoice(self, invoice: str, account: str | None) -> Sequence[AnyFact]:
+        """A renewal whose webhooks may still be on their way: it changes the answer (reading 21)."""
+        facts = [
+            *await self._object(f"/v1/invoices/{invoice}", account),
+            *await self._list("/v1/invoice_payments", {"invoice": invoice}, account),
+        ]
+        intents = [
+            f.payment_intent for f in facts if isinstance(f, InvoicePayment) and f.payment_intent and f.status == "paid"
+        ]
+        charges = [await self._list("/v1/charges", {"payment_intent": intent}, account) for intent in intents]
+        return [*facts, *(charge for found in charges for charge in found)]
 
     async def _object(self, path: str, account: str | None) -> Sequence[AnyFact]:
         async with self._reading:

@@ -75,6 +75,6 @@ def verify(
                 matched = place
     if matched < 0:
         return Refused(Reason.MISMATCH)
-    if abs(now_s - int(signed_at)) > tolerance_s:
+    if not abs(now_s - int(signed_at)) <= tolerance_s:  # in this form also for a clock that is not a number
         return Refused(Reason.TIME)
     return VerifiedBy(matched)

@@ -14,12 +14,13 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import stamina
 import stripe
 from aiolimiter import AsyncLimiter
 
 from handlers.customer import AnyFact, BalanceRead, CustomerId, Seconds
 from handlers.events import read_balance, read_list, read_object
-from worker.errors import OutcomeUnknown, StripeRefused, StripeUnavailable
+from worker.errors import OutcomeUnknown, SettingsInvalid, StripeRefused, StripeUnavailable
 from worker.settings import Settings
 
 API_VERSION = "2026-10-28.endive"
@@ -27,6 +28,7 @@ API_VERSION = "2026-10-28.endive"
 CALL_TIMEOUT_S = 10.0
 READS_PER_S = 20
 """Below Stripe's 25 per endpoint, so that a refund never waits behind our own reads."""
+READ_ATTEMPTS = 4
 PAGE_LIMIT = 100
 MAX_PAGES = 50
 """Pages of one list read before money moves; a charge with more than 5,000 refunds is a person's matter."""
@@ -61,7 +63,7 @@ class StripeGateway:
 
     def _stripe(self) -> stripe.StripeClient:
         if not self.connected:
-            raise StripeUnavailable("STRIPE_API_KEY is not set: nothing can be read from Stripe or sent to it")
+            raise SettingsInvalid("STRIPE_API_KEY is not set: nothing can be read from Stripe or sent to it")
         if self._client is None:
             timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, connect=5)
             self._session = aiohttp.ClientSession(timeout=timeout)
@@ -125,6 +127,15 @@ class StripeGateway:
         return await self._write("post", f"/v1/customers/{customer}/balance_transactions", parameters, key, account)
 
     async def _get(self, path: str, filters: Mapping[str, Any], account: str | None) -> tuple[bytes, Seconds]:
+        """A read changes nothing, so it is repeated a few times before it counts as failed."""
+        async for attempt in stamina.retry_context(
+            on=StripeUnavailable, attempts=READ_ATTEMPTS, timeout=None, wait_initial=0.2, wait_max=2.0
+        ):
+            with attempt:
+                return await self._get_once(path, filters, account)
+        raise AssertionError("unreachable")
+
+    async def _get_once(self, path: str, filters: Mapping[str, Any], account: str | None) -> tuple[bytes, Seconds]:
         client = self._stripe()
         await self._limit(path).acquire()
         try:

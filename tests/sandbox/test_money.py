@@ -154,6 +154,15 @@ async def test_an_inquiry_escalates_without_a_second_created(sb: Sandbox, shop: 
     ]
 
 
+async def test_silence_loses_a_chargeback_and_closes_an_inquiry(sb: Sandbox, shop: Shop) -> None:
+    chargeback, inquiry = sb.books.open_dispute(shop.charge()), sb.books.open_dispute(shop.charge(), inquiry=True)
+    sb.books.advance(9 * DAY)
+    assert (chargeback["status"], chargeback["evidence_details"]["past_due"]) == ("lost", True)
+    assert inquiry["status"] == "warning_needs_response"
+    sb.books.advance(111 * DAY)
+    assert inquiry["status"] == "warning_closed"
+
+
 async def test_a_late_win_is_updated_and_reinstated_but_closed_once(sb: Sandbox, shop: Shop) -> None:
     dispute = sb.books.open_dispute(shop.charge())
     for status in ("lost", "appeal_needs_response", "appeal_under_review", "won"):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import types
-import typing
 from decimal import Decimal
 from typing import Any, ForwardRef, Literal, Union, get_args, get_origin
 
+import msgspec
 import pytest
 import stripe
 from stripe import checkout, radar
@@ -46,7 +46,8 @@ def wrong(value: Any, want: Any, path: str) -> list[str]:
             return [] if isinstance(value, str) else [f"{path}: {value!r} is no object"]
         known = CLASSES.get(value.get("object", ""))
         return wrong(value, known, path) if known else []
-    origin, args = get_origin(want), get_args(want)
+    origin: Any = get_origin(want)
+    args = get_args(want)
     if origin in (Union, types.UnionType):
         tries = [wrong(value, arg, path) for arg in args]
         return min(tries, key=len)
@@ -73,7 +74,7 @@ def wrong(value: Any, want: Any, path: str) -> list[str]:
 def wrong_fields(value: Any, want: type, path: str) -> list[str]:
     if not isinstance(value, dict):
         return [f"{path}: {value!r} is no object"]
-    fields = {k: v for k, v in want.__annotations__.items() if get_origin(v) is not typing.ClassVar}
+    fields = {k: v for k, v in want.__annotations__.items() if "ClassVar" not in str(v)}
     bad = [f"{path}.{key}: not known to the SDK" for key in value if key not in fields and key not in NOT_IN_THE_SDK]
     for name, annotation in fields.items():
         optional = type(None) in get_args(annotation)
@@ -95,7 +96,7 @@ async def test_every_object_of_a_day_fits_the_types_of_the_sdk() -> None:
     seen: dict[str, list[str]] = {}
     for kind, objects in books.objects.items():
         for obj in list(objects.values())[:200]:
-            shown = obj if kind != "event" else shapes.msgspec.json.decode(shapes.encode(obj))
+            shown = obj if kind != "event" else msgspec.json.decode(shapes.encode(obj))
             for bad in wrong(shown, CLASSES[kind], kind):
                 seen.setdefault(bad.split(":")[0], []).append(bad)
     assert {path: found[0] for path, found in seen.items()} == {}

@@ -54,7 +54,7 @@ update actions set state = 'sent', first_sent_at = coalesce(first_sent_at, now()
 where id = :id and state in ('planned', 'sending');
 
 -- name: postpone_action!
-update actions set next_at = now() + least(power(2, least(attempts, 10)), 300) * interval '0.5 second', attempts = attempts + 1, error = :error
+update actions set next_at = now() + least(power(2, least(attempts, 10)) * 0.25, 60) * interval '1 second', attempts = attempts + 1, error = :error
 where id = :id and state in ('planned', 'sending');
 
 -- name: to_review!

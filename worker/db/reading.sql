@@ -119,7 +119,8 @@ where d.realm = any(:realms::text[])
 order by d.decided_at, d.id;
 
 -- name: lock_actions
-select id, kind, subject, amount_minor, currency, state, stripe_id, stripe_status, error, approved_by, first_sent_at, settled_at, decision_subject
+select id, kind, subject, decision_subject, amount_minor, currency, state, stripe_id, stripe_status, error, approved_by, created_at, first_sent_at,
+       settled_at
 from actions where realm = :realm and (decision_subject = :decision_subject or kind = 'refund' and subject = :charge::text)
 order by step, id for update;
 
@@ -149,9 +150,10 @@ update actions set state = case when first_sent_at is null then 'withdrawn' else
 where id = any(:ids::text[]) and state in ('proposed', 'planned', 'review', 'failed')
 returning id;
 
--- name: find_object
-select realm, id, kind, customer, body from objects where realm = any(:realms::text[]) and id = :id;
+-- name: find_objects
+select realm, id, kind, customer, body from objects where realm = any(:realms::text[]) and id = any(:ids::text[]);
 
--- name: charges_of_customers
--- The customers and moments behind some charges, for terms that depend on them.
-select realm, id, body from objects where realm = any(:realms::text[]) and id = any(:ids::text[]);
+-- name: referring_objects
+-- What names one of these objects and whose customer nobody knows yet.
+select realm, id, kind, body from objects
+where realm = :realm and customer is null and (reference_a = any(:ids::text[]) or reference_b = any(:ids::text[])) limit 50;

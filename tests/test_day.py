@@ -1,0 +1,55 @@
+"""A merchant's day with real processes: the same refunds in any order, any shape, under failing calls and under kill -9."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import chaotic_day
+from worker.run import DayOptions, Report, play_day, report, sandbox_run
+from worker.settings import Settings
+
+CUSTOMERS = 150
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The day runs on its own servers and against the sandbox, whatever the developer's shell says."""
+    for name in [n for n in os.environ if n.startswith(("FINALSALE_", "STRIPE_"))] + ["DATABASE_URL", "REDIS_URL", "PORT"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+async def played(options: DayOptions, state_dir: Path) -> Report:
+    async with sandbox_run(Settings(state_dir=state_dir, port=0), options) as run:
+        async for _ in play_day(run, options):
+            pass
+        return await report(run)
+
+
+def assert_clean(done: Report) -> None:
+    assert [f"{check.name}: {check.figure}" for check in done.checks if not check.ok] == []
+    assert done.refunds
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(DayOptions(customers=CUSTOMERS), id="plain"),
+        pytest.param(DayOptions(customers=CUSTOMERS, twice=True, shuffle=True), id="every event twice, shuffled"),
+        pytest.param(DayOptions(customers=CUSTOMERS, api_version="2025-02-24.acacia"), id="old API shape"),
+        pytest.param(DayOptions(customers=CUSTOMERS, faults=0.05), id="5 % of Stripe calls fail after their effect"),
+    ],
+)
+async def test_the_day_refunds_every_duplicate_once_and_touches_nothing_else(options: DayOptions, tmp_path: Path) -> None:
+    assert_clean(await played(options, tmp_path))
+
+
+@pytest.mark.timeout(240)
+async def test_killed_processes_and_an_emptied_valkey_lose_nothing_and_refund_nothing_twice(tmp_path: Path) -> None:
+    options = DayOptions(customers=400, seed=3, twice=True, shuffle=True, faults=0.05)
+    done, faults = await chaotic_day(options, every_s=0.4, state_dir=tmp_path)
+    assert_clean(done)
+    assert faults["kill web"]
+    assert faults["kill worker"]
