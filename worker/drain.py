@@ -221,10 +221,11 @@ async def settle(
     """
     facts = _folded(told)
     owned = await _owners(connection, realm, facts)
-    for row in await connection.fetch(queries.waiting_for.sql, realm, list(facts)):
-        orphan = decode(row["body"])
-        facts[orphan.id] = fold(orphan, facts[orphan.id]) if orphan.id in facts else orphan
-    owned.update(await _owners(connection, realm, facts))
+    if waiting := await connection.fetch(queries.waiting_for.sql, realm, list(facts)):
+        for row in waiting:
+            orphan = decode(row["body"])
+            facts[orphan.id] = fold(orphan, facts[orphan.id]) if orphan.id in facts else orphan
+        owned = await _owners(connection, realm, facts)
     seeds = sorted({*owned.values(), *wake})
     files = await _locked_files(connection, court, realm, facts, owned, seeds)
     changed = await _save(connection, realm, facts, owned, files)
@@ -281,7 +282,6 @@ class _Files:
         self.facts: dict[str, AnyFact] = {}
         self.bodies: dict[str, bytes] = {}
         self.by_customer: dict[str, dict[str, AnyFact]] = defaultdict(dict)
-        self.links = set(links)
         self.groups = _groups(links, customers)
 
 
@@ -303,30 +303,36 @@ def _groups(links: Sequence[tuple[str, str]], customers: Iterable[str]) -> list[
 async def _locked_files(
     connection: Connection, court: Court, realm: str, facts: dict[str, AnyFact], owned: dict[str, str], seeds: list[str]
 ) -> _Files:
-    """Lock everything that may be one person with these customers, then read it. Grows the lock until it holds all."""
-    fresh = {
+    """Lock everything that may be one person with these customers, then read it.
+
+    Locked are the customers, and every key that a fact brings anew: two workers that each bring the same key meet at
+    the key; one that brings a key somebody has already meets that customer.
+    """
+    told = {
         (owned[id_], _hashed(key))
         for id_, fact in facts.items()
         if id_ in owned
         for key in link_keys(fact, court.person_keys)
     }
+    needed = {f"{realm} {thing}" for thing in (*seeds, *(key for _, key in told))}
     held: set[str] = set()
     for _ in range(MAX_LOCK_ROUNDS):
-        links = await _kin(connection, realm, seeds, fresh)
-        customers = {customer for customer, _ in links} | set(seeds)
-        needed = {f"{realm} {thing}" for thing in customers | {key for _, key in links} | {key for _, key in fresh}}
-        if needed <= held:
-            break
         if held:  # somebody new: begin again from a clean slate, for locks are taken in one sorted order only
             await connection.execute("rollback to savepoint locks")
         await connection.execute("savepoint locks")
         held = needed
         await connection.execute(queries.lock_keys.sql, sorted(_lock_number(thing) for thing in held))
+        known = {tuple(row) for row in await connection.fetch(queries.keys_of.sql, realm, seeds)}
+        if fresh := sorted(told - known):
+            await connection.execute(queries.save_links.sql, realm, *map(list, zip(*fresh, strict=True)))
+        links = [tuple(row) for row in await connection.fetch(queries.kin.sql, seeds, realm)]
+        customers = {customer for customer, _ in links} | set(seeds)
+        needed = held | {f"{realm} {customer}" for customer in customers}
+        if needed == held:
+            break
     else:
         raise RuntimeError("the circle of linked customers kept growing while it was being locked")
-    if fresh:
-        await connection.execute(queries.save_links.sql, realm, *map(list, zip(*sorted(fresh), strict=True)))
-    files = _Files(sorted({*links, *fresh}), customers)
+    files = _Files(links, customers)
     rows = await connection.fetch(queries.load_objects.sql, realm, sorted(customers))
     loaded = {row["id"] for row in rows}
     if strangers := [id_ for id_ in facts if id_ not in loaded]:
@@ -337,22 +343,6 @@ async def _locked_files(
         if row["customer"] is not None:
             files.by_customer[row["customer"]][fact.id] = fact
     return files
-
-
-async def _kin(
-    connection: Connection, realm: str, seeds: list[str], fresh: set[tuple[str, str]]
-) -> list[tuple[str, str]]:
-    rows = await connection.fetch(queries.kin.sql, seeds, realm)
-    known = {(row["customer"], row["key"]) for row in rows}
-    news = sorted({key for _, key in fresh - known})
-    if news:
-        others = await connection.fetch(queries.kin_by_key.sql, realm, news)
-        strangers = {row["customer"] for row in others} - {customer for customer, _ in known} - set(seeds)
-        known |= {(row["customer"], row["key"]) for row in others}
-        if strangers:
-            rows = await connection.fetch(queries.kin.sql, sorted(strangers), realm)
-            known |= {(row["customer"], row["key"]) for row in rows}
-    return sorted(known)
 
 
 def _hashed(key: str) -> str:

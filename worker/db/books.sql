@@ -45,26 +45,27 @@ select id, body from objects
 where realm = :realm and customer is null
   and (reference_a = any(:ids::text[]) or reference_b = any(:ids::text[]));
 
+-- name: keys_of
+select customer, key from links where realm = :realm and customer = any(:customers::text[]);
+
 -- name: kin
 -- Everybody who may be one person with these customers: shared keys, followed to the end. A key that more than
 -- twenty customers share names nobody.
 with recursive reached (customer) as (
     select unnest(:customers::text[]) collate "C"
     union
-    select other.customer
+    select sharer.customer
     from reached
     join links mine on mine.realm = :realm and mine.customer = reached.customer
-    join lateral (
-        select customer from links l where l.realm = :realm and l.key = mine.key limit 21
-    ) other on true
-    where (select count(*) from (select 1 from links l where l.realm = :realm and l.key = mine.key limit 21) n) <= 20
+    cross join lateral (
+        select array_agg(l.customer) as customers
+        from (select customer from links where realm = :realm and key = mine.key limit 21) l
+    ) sharing
+    cross join lateral unnest(sharing.customers) as sharer (customer)
+    where cardinality(sharing.customers) between 2 and 20
 )
-select l.customer, l.key from reached join links l on l.realm = :realm and l.customer = reached.customer;
-
--- name: kin_by_key
-select customer, key from links
-where realm = :realm and key = any(:keys::text[])
-  and (select count(*) from (select 1 from links l where l.realm = :realm and l.key = links.key limit 21) n) <= 20;
+select l.customer, l.key from reached join links l on l.realm = :realm and l.customer = reached.customer
+where (select count(*) from (select 1 from links k where k.realm = :realm and k.key = l.key limit 21) n) between 2 and 20;
 
 -- name: lock_keys!
 select pg_advisory_xact_lock(key) from unnest(:keys::bigint[]) as key;
