@@ -211,6 +211,8 @@ def _arithmetic(court: Court, repeat: Repeat) -> list[str]:
     first, second, found = repeat.of, repeat.purchase, []
     if first.shared or second.shared:
         found.append("one of the invoices was paid by more than one payment")
+    if any(payment.acted for payment in court.by_invoice[second.invoice.id]):
+        found.append(f"a refund was begun that keeps {second.payment.id} as its original")
     if second.payment.stands and second.payment.refunded_minor and repeat.others:
         found.append("a part was refunded by hand, and the invoice carries other lines too")
     if second.payment.stands and (open_sum := closes(second.invoice, second.payment)):

@@ -48,7 +48,7 @@ class Holding(msgspec.Struct, frozen=True):
     listed_until: Seconds
     """Up to then every copy was listed in a review that is being carried out, or was refunded by us; else 0."""
     kept: frozenset[str]
-    """Its payments that stay because our refund of a copy of theirs (D1, D5) was begun."""
+    """Its payments that stay because our refund of a copy of theirs (D5) was begun."""
 
 
 def bought_twice(court: Court) -> None:
@@ -114,8 +114,8 @@ def _begun(court: Court, subscription: Subscription, bought: list[Purchase]) -> 
         if not payment.acted or invoice is None or invoice.subscription != subscription.id:
             continue
         gone = Purchase(payment, invoice, tuple(service_lines(court.file, invoice)), shared=False)
-        stays = {other.payment.id for _, _, other, _ in overlapping([gone], bought, _item)}
-        kept |= stays
+        stays = [other for _, _, other, _ in overlapping([gone], bought, _item)]
+        kept |= {other.payment.id for other in stays if other.invoice.id != invoice.id}
         if not stays:
             ours = [r.created for r in court.file.refunds.values() if r.charge == payment.id and r.action]
             listed_until = max([listed_until, *ours] if ours else [listed_until, int(court.now.timestamp())])

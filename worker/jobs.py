@@ -31,6 +31,7 @@ from worker import errors
 from worker.db import Pool, connect_pool, connection, queries, transaction
 from worker.drain import Court, drain, settle
 from worker.errors import DatabaseUnavailable
+from worker.nightly import run_if_due
 from worker.perform import Performer
 from worker.ring import FUNCTION, QUEUE, connect_redis
 from worker.settings import Settings
@@ -43,6 +44,8 @@ SWEEP_SILENT_S = 0.5
 """How often the worker looks by itself: while the bell works, and while it does not."""
 PERFORM_S = 0.5
 BEAT_S = 10.0
+NIGHTLY_LOOK_S = 60.0
+"""How often a worker asks whether the newest nightly run is done."""
 STOP_WITHIN_S = 20.0
 """Well inside Fly's kill_timeout of 30 s."""
 RETRY_S = 1.0
@@ -101,6 +104,7 @@ class WorkerProcess:
             self._loop("perform", self._perform_once, self.work),
             self._loop("sweep", self._sweep_once, None),
             self._loop("beat", self._beat_once, None, BEAT_S),
+            self._loop("nightly", self._nightly_once, None, NIGHTLY_LOOK_S),
             self._listen(),
         ]
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -187,6 +191,11 @@ class WorkerProcess:
         async with connection(self.pool) as conn:
             detail = f"{socket.gethostname()} pid {os.getpid()}, {'rung' if self.rung else 'polling'}"
             await queries.beat(conn, id=self.id, role="worker", detail=detail)
+
+    async def _nightly_once(self) -> None:
+        gap = await run_if_due(self.pool, self.gateway, self.settings)
+        if gap is not None and gap.missing:
+            self.bell.set()
 
     async def _listen(self) -> None:
         """Be rung through arq for as long as Redis is there; come back to it when it returns."""

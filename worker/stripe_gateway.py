@@ -48,6 +48,11 @@ class _Created(msgspec.Struct):
     status: str | None = None
 
 
+class _Page(msgspec.Struct):
+    data: list[msgspec.Raw]
+    has_more: bool
+
+
 class StripeGateway:
     """Reads and writes at Stripe for one key. Close with `aclose`."""
 
@@ -104,6 +109,16 @@ class StripeGateway:
         path = f"/v1/customers/{customer}/balance_transactions"
         body, as_of = await self._get(path, {"limit": PAGE_LIMIT}, account)
         return read_balance(customer, [body], as_of)
+
+    async def event_page(self, since_s: Seconds, after: str | None) -> tuple[list[bytes], bool, Seconds]:
+        """One page of /v1/events, newest first: bodies as Stripe renders them, whether more follow, and Stripe's clock."""
+        filters: dict[str, Any] = {"created": {"gte": since_s}, "limit": PAGE_LIMIT}
+        body, as_of = await self._get("/v1/events", {**filters, **({"starting_after": after} if after else {})}, None)
+        try:
+            page = msgspec.json.decode(body, type=_Page)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StripeUnavailable(f"/v1/events: no whole page ({type(error).__name__})") from None
+        return [bytes(raw) for raw in page.data], page.has_more, as_of
 
     async def refund(self, parameters: Mapping[str, Any], key: str, account: str | None) -> Reply:
         """POST /v1/refunds. Raises StripeRefused (nothing happened), OutcomeUnknown, StripeUnavailable (429: nothing happened)."""

@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from sandbox import Sandbox
-from tests.conftest import WEBHOOK_SECRET
 from tests.handlers.history import DAY, MINUTE, POLICY, History, Sold, policy_with
+from tests.stripe_sender import WEBHOOK_SECRET
 from tests.worker.books import REALMS, court, tell
 from worker import review
 from worker.db import Pool, connection, transaction
@@ -229,11 +229,11 @@ async def test_where_nothing_could_be_proved_a_person_names_the_amount(pool: Poo
     with pytest.raises(ActRefused, match="--amount MINOR"):
         await approve(pool)
     for amount in (2901, 0, -1):
-        with pytest.raises(ActRefused, match="29.00 USD is left on ch_0002"):
+        with pytest.raises(ActRefused, match=r"29\.00 USD is left on ch_0002"):
             await approve(pool, amount_minor=amount)
     assert await actions(pool) == {}
     await approve(pool, amount_minor=1900)
-    row = await pool.fetchrow("select * from actions")
+    (row,) = await pool.fetch("select * from actions")
     assert (row["kind"], row["subject"], row["amount_minor"], row["currency"]) == ("refund", "ch_0002", 1900, "usd")
     assert (row["state"], row["approved_by"], row["customer"]) == ("planned", ["Ann"], "cus_A")
     with pytest.raises(ActRefused, match="exists already"):
@@ -248,7 +248,7 @@ async def test_the_amount_counts_towards_two_persons_who_must_mean_the_same_one(
     history.balance_read(DAY, ("invoice_overpaid", -200_000, sub.first.invoice), ("applied_to_invoice", 1000, None))
     await tell(pool, history)
     assert (await approve(pool, amount_minor=150_000))["planned"] == []
-    with pytest.raises(ActRefused, match="1500.00 USD is prepared"):
+    with pytest.raises(ActRefused, match=r"1500\.00 USD is prepared"):
         await approve(pool, by="Bob", amount_minor=160_000)
     await approve(pool, by="Bob", amount_minor=150_000)
     assert await actions(pool) == {"refund ch_0002": ("planned", ["Ann", "Bob"])}
@@ -256,7 +256,7 @@ async def test_the_amount_counts_towards_two_persons_who_must_mean_the_same_one(
 
 async def test_a_prepared_amount_is_not_changed_by_a_person(pool: Pool) -> None:
     await tell(pool, bought_twice())
-    with pytest.raises(ActRefused, match="29.00 USD is prepared"):
+    with pytest.raises(ActRefused, match=r"29\.00 USD is prepared"):
         await approve(pool, amount_minor=100)
 
 
@@ -306,7 +306,7 @@ async def test_what_was_sent_is_neither_approved_again_nor_taken_back(pool: Pool
     await pool.execute("update actions set state = 'withdrawn' where kind <> 'refund'")
     with pytest.raises(ActRefused, match=f"refund of ch_0002 is {state}"):
         await approve(pool)
-    with pytest.raises(ActRefused, match="being sent|is sent"):
+    with pytest.raises(ActRefused, match=r"being sent|is sent"):
         await reject(pool)
 
 
@@ -317,7 +317,7 @@ async def test_what_stripe_refused_may_be_approved_again(pool: Pool) -> None:
     (item,) = await waiting(pool)
     assert item["problems"] == ["Stripe refused: insufficient funds"]
     await approve(pool)
-    row = await pool.fetchrow("select state, approved_by, error from actions where kind = 'refund'")
+    (row,) = await pool.fetch("select state, approved_by, error from actions where kind = 'refund'")
     assert tuple(row) == ("planned", ["Ann", "Ann"], None)
 
 
@@ -395,11 +395,11 @@ async def test_acts_cannot_be_changed_afterwards(pool: Pool) -> None:
 async def test_the_pause_switch_names_who_turned_it(pool: Pool) -> None:
     async with transaction(pool) as conn:
         await review.pause(conn, on=True, by="Bob", reason="holidays")
-    row = await pool.fetchrow("select name, is_on, by_name, reason from switches")
+    (row,) = await pool.fetch("select name, is_on, by_name, reason from switches")
     assert tuple(row) == ("refunds_paused", True, "Bob", "holidays")
     async with transaction(pool) as conn:
         await review.pause(conn, on=False, by="Ann")
-    row = await pool.fetchrow("select is_on, by_name from switches")
+    (row,) = await pool.fetch("select is_on, by_name from switches")
     assert tuple(row) == (False, "Ann")
 
 
@@ -424,7 +424,7 @@ async def open_house(settings: Settings) -> AsyncIterator[Sandbox]:
 
 async def until(pool: Pool, query: str, within_s: float = 20) -> None:
     async with asyncio.timeout(within_s):
-        while not await pool.fetchval(query):
+        while not await pool.fetchval(query):  # noqa: ASYNC110 - what is waited for is another process's doing
             await asyncio.sleep(0.05)
 
 

@@ -208,7 +208,10 @@ async def test_an_agreement_is_named(pool: Pool) -> None:
 async def test_every_id_of_a_duplicate_leads_to_its_story(pool: Pool) -> None:
     history = bought_twice()
     await tell(pool, history)
-    decision, action = await pool.fetchval("select id from decisions"), await pool.fetchval("select min(id) from actions")
+    decision, action = (
+        await pool.fetchval("select id from decisions"),
+        await pool.fetchval("select min(id) from actions"),
+    )
     for id_ in ("ch_0002", "pi_0002", "in_0002", "sub_0002", "cus_A", decision, action):
         told = await explained(pool, id_)
         assert (id_, told["verdict"], told["clause"], told["duplicate"]) == (id_, "refund", "4.3", "ch_0002")

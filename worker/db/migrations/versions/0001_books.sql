@@ -183,3 +183,15 @@ create table workers (
     detail     text not null default ''
 );
 comment on table workers is 'A heartbeat per process, by the database''s clock.';
+
+create table schedule_runs (
+    name        text not null,
+    due_at      timestamptz not null,
+    state       text not null default 'running' check (state in ('running', 'done', 'incomplete')),
+    attempts    integer not null default 1,
+    started_at  timestamptz not null default now(),
+    finished_at timestamptz,
+    result      text,                               -- our own words and counts
+    primary key (name, due_at)
+);
+comment on table schedule_runs is 'Every due run of the nightly job. A tick that nobody was up for is caught up, since the question is whether the newest due run is done.';
