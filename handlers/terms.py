@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -207,8 +208,8 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
         policy = msgspec.convert(tree, Policy, dec_hook=_duration)
     except msgspec.ValidationError as error:
         raise PolicyInvalid(_with_line(name, text, str(error))) from None
-    for complaint, key in _complaints(policy):
-        raise PolicyInvalid(f"{name}, line {_line_of(text, key)}: {complaint}")
+    for complaint, key, ordinal in _complaints(policy):
+        raise PolicyInvalid(f"{name}, line {_line_of(text, key, ordinal)}: {complaint}")
     ordered = tuple(sorted(policy.version, key=lambda v: v.in_force_from))
     return msgspec.structs.replace(policy, version=ordered)
 
@@ -224,39 +225,57 @@ def _duration(kind: type, value: Any) -> Any:
     return Duration(int(found[1]) * _UNITS[found[2]])
 
 
-def _complaints(policy: Policy) -> list[tuple[str, str]]:
-    """What the types cannot say, each with the dotted key it is about."""
-    found: list[tuple[str, str]] = []
+Complaint = tuple[str, str, int]
+"""What is wrong, the dotted key it is about, and in the how-manieth table of that name."""
+
+
+def _complaints(policy: Policy) -> Iterator[Complaint]:
+    """What the types cannot say. Only the first is looked at: what follows it may rest on what it complains of."""
     if not policy.version:
-        found.append(("there is no [[version]]; a policy needs at least one", "version"))
-    ids = [v.id for v in policy.version]
-    found += [(f"version id {i!r} stands twice; ids must differ", "version.id") for i in ids if ids.count(i) > 1]
-    starts = [v.in_force_from for v in policy.version]
-    for start in starts:
-        if start.tzinfo is None:
-            found.append(("in_force_from needs a time zone, for example 2025-01-01T00:00:00Z", "version.in_force_from"))
-        elif starts.count(start) > 1:
-            found.append(("two versions come into force at the same moment", "version.in_force_from"))
-    for version in policy.version:
-        if version.duplicates.rule != "on":
-            found.append(
-                ("unknown key 'rule'; a whole rule is overridden only by an [[agreement]]", "version.duplicates.rule")
-            )
-        for name in ("per_refund", "per_day", "two_persons"):
-            for currency, minor in getattr(version.refunds, name).items():
-                if not re.fullmatch("[a-z]{3}", currency) or minor < 0:
-                    found.append(
-                        (
-                            f"{currency} = {minor}: write a lower-case currency and whole minor units",
-                            f"version.refunds.{name}",
-                        )
-                    )
-    for agreement in policy.agreement:
-        if agreement.from_.tzinfo is None or (agreement.until and agreement.until.tzinfo is None):
-            found.append(("from and until need a time zone, for example 2026-03-01T00:00:00Z", "agreement.from"))
-        for rule, override in agreement.overrides.items():
-            found += [(why, "agreement.overrides") for why in _override_faults(rule, override)]
-    return found
+        yield "there is no [[version]]; a policy needs at least one", "version", 0
+    for n, version in enumerate(policy.version):
+        yield from _version_faults(version, n, policy.version[:n])
+    for n, agreement in enumerate(policy.agreement):
+        yield from _agreement_faults(agreement, n, policy.agreement[:n])
+
+
+def _version_faults(version: Version, n: int, before: tuple[Version, ...]) -> Iterator[Complaint]:
+    start = version.in_force_from
+    if start.tzinfo is None:
+        yield "in_force_from needs a time zone, for example 2025-01-01T00:00:00Z", "version.in_force_from", n
+    elif any(start == other.in_force_from for other in before):
+        yield "two versions come into force at the same moment", "version.in_force_from", n
+    if any(version.id == other.id for other in before):
+        yield f"version id {version.id!r} stands twice; ids must differ", "version.id", n
+    if version.duplicates.rule != "on":
+        why = "unknown key 'rule'; a whole rule is overridden only by an [[agreement]]"
+        yield why, "version.duplicates.rule", n
+    for why, name in _limit_faults(version.refunds):
+        yield why, f"version.refunds.{name}", n
+
+
+def _limit_faults(refunds: RefundTerms) -> Iterator[tuple[str, str]]:
+    for name in ("per_refund", "per_day", "two_persons"):
+        for currency, minor in getattr(refunds, name).items():
+            if not re.fullmatch("[a-z]{3}", currency) or minor < 0:
+                yield f"{currency} = {minor}: write a lower-case currency and whole minor units", name
+
+
+def _agreement_faults(agreement: Agreement, n: int, before: tuple[Agreement, ...]) -> Iterator[Complaint]:
+    begins, ends = agreement.from_, agreement.until
+    if begins.tzinfo is None or (ends is not None and ends.tzinfo is None):
+        yield "from and until need a time zone, for example 2026-03-01T00:00:00Z", "agreement.from", n
+        return
+    if ends is not None and ends <= begins:
+        yield "the agreement ends before it begins", "agreement.until", n
+    for other in before:
+        if other.customer == agreement.customer:
+            starts_within = other.until is None or begins < other.until
+            if starts_within and (ends is None or other.from_ < ends):
+                yield f"two agreements of {agreement.customer} hold at one time", "agreement.customer", n
+    for key, override in agreement.overrides.items():
+        for why in _override_faults(key, override):
+            yield why, "agreement.overrides", n
 
 
 def _override_faults(key: str, override: Any) -> list[str]:
@@ -269,10 +288,10 @@ def _override_faults(key: str, override: Any) -> list[str]:
     if not isinstance(override, dict) or "rule" in override:
         return [f'{rule} must be a table of terms, for example {{ window = "30m" }}']
     try:
-        _merge(_BLANK[rule], override)
+        merged = _merge(_BLANK[rule], override)
     except (msgspec.ValidationError, ValueError) as error:
         return [f"{rule}: {error}"]
-    return []
+    return [why for why, _ in _limit_faults(merged)] if isinstance(merged, RefundTerms) else []
 
 
 _BLANK: dict[str, Any] = {

@@ -363,7 +363,7 @@ async def _left_on(conn: Connection, case: Case, charge: str) -> Money:
 def _fresh_names(case: Case, open_: Sequence[asyncpg.Record]) -> list[str]:
     """Who approved since the waiting actions came to wait: a yes from before Stripe's refusal is no yes to another try."""
     since = max((a["settled_at"] or a["created_at"] for a in open_), default=None)
-    return [said["by"] for said in case.said("approve") ]
+    return [said["by"] for said in case.said("approve") if since is None or said["at"] >= since]
 
 
 def _state_of_things(case: Case) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import secrets
@@ -36,6 +35,8 @@ from worker.embedded import EmbeddedServers, embedded_servers
 from worker.errors import FinalsaleError, SettingsInvalid
 from worker.settings import Settings
 
+CHECKOUT = Path(__file__).absolute().parent.parent
+"""Where the sandbox lies beside this package; in an installed wheel there is none."""
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 25.0
 DAY_TIMEOUT_S = 600.0
@@ -162,7 +163,7 @@ class SandboxProcess:
 @asynccontextmanager
 async def sandbox_process(secret: str, api_version: str | None, log: Path) -> AsyncIterator[SandboxProcess]:
     """Start `python -m sandbox`. Raises SettingsInvalid where the sandbox is not installed (it is no part of the wheel)."""
-    if importlib.util.find_spec("sandbox") is None:
+    if not (CHECKOUT / "sandbox" / "__main__.py").exists():
         raise SettingsInvalid(
             "STRIPE_API_KEY is not set, and the sandbox is not installed: set the key, or run from a checkout with `make run`."
         )
@@ -170,7 +171,7 @@ async def sandbox_process(secret: str, api_version: str | None, log: Path) -> As
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=file
+            sys.executable, *arguments, cwd=CHECKOUT, stdout=asyncio.subprocess.PIPE, stderr=file
         )
         try:
             assert process.stdout is not None
@@ -249,10 +250,7 @@ async def sandbox_run(
 
 def sandbox_policy() -> Path:
     """The policy file that lies beside the sandbox: the shipped one, with balance credits reversed by itself."""
-    spec = importlib.util.find_spec("sandbox")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).with_name("sandbox.policy.toml")
+    return CHECKOUT / "sandbox" / "sandbox.policy.toml"
 
 
 async def play_day(run: Run, options: DayOptions) -> AsyncIterator[dict[str, Any]]:

@@ -125,7 +125,7 @@ def test_an_error_in_an_agreement_behind_two_versions_names_the_agreement() -> N
     ("missing", "says"),
     [
         ('[merchant]\nname = "A"\n', "version"),
-        ('[merchant]\nname = "A"\nversion = []\n', "no [[version]]"),
+        ('version = []\n[merchant]\nname = "A"\n', "no [[version]]"),
         ('[[version]]\nid = "1"\nin_force_from = 2025-01-01T00:00:00Z\n', "merchant"),
         ('[merchant]\nname = "A"\n[[version]]\nid = "1"\n', "in_force_from"),
     ],
@@ -143,9 +143,18 @@ def test_two_versions_with_one_id_or_one_date_are_refused() -> None:
         parse_policy(TWO_VERSIONS.replace("2026-06-01", "2025-01-01"))
 
 
+def test_an_error_that_the_second_version_has_names_its_line() -> None:
+    text = TWO_VERSIONS + "[version.refunds]\nper_day = { EUR = 1 }\n"
+    with pytest.raises(PolicyInvalid, match=f"line {_line(text, 'per_day')}: EUR = 1"):
+        parse_policy(text)
+    text = TWO_VERSIONS.replace("2025-01-01T00:00:00Z", "2025-01-01T00:00:00")
+    with pytest.raises(PolicyInvalid, match=f"line {_line(text, '2025-01-01')}: in_force_from needs a time zone"):
+        parse_policy(text)
+
+
 def test_broken_toml_and_a_missing_file_are_said_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(PolicyInvalid, match=r"policy: not valid TOML: .*line 1"):
-        parse_policy("[merchant")
+    with pytest.raises(PolicyInvalid, match=r"policy: not valid TOML: .*line 2"):
+        parse_policy("[merchant]\nname =\n")
     with pytest.raises(PolicyInvalid, match="FINALSALE_POLICY"):
         load_policy(tmp_path / "none.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
