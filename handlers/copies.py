@@ -132,7 +132,7 @@ def repeat_of(original: Purchase, duplicate: Purchase, key: Key, *, identical: b
     for thing, lines in ours.items():
         twins = theirs.get(thing, [])
         shared = [line for line in lines if any(_shares(line, twin, identical) for twin in twins)]
-        if len(shared) < len(lines) or len(shared) != len(twins):
+        if len(shared) < len(lines):
             unequal.add("they do not buy the same items for the same time")
         if shared:
             unequal.update(_differences(twins, shared))
@@ -191,7 +191,7 @@ def settle(court: Court, copy: Copy) -> None:
         copy.rule,
         original,
         duplicate,
-        f"{duplicate.id} pays what {original.id} had paid: {copy.how} ({line.price or line.product}, {period}).",
+        f"{duplicate.id} pays for a time that {original.id} paid for: {copy.how} ({line.price or line.product}, {period}).",
         doubts=doubts,
         unlike=unlike,
         amount_minor=first.refundable_minor if duplicate.stands else 0,
@@ -220,7 +220,7 @@ def _arithmetic(court: Court, repeat: Repeat) -> list[str]:
     if first.invoice.credit_notes_minor:
         found.append(f"a credit note was written for the original's invoice {first.invoice.id}")
     if not first.invoice.lines_complete or first.invoice.status != "paid":
-        found.append(f"the original's invoice {first.invoice.id} is not known in full as a paid one")
+        found.append(f"the original's invoice {first.invoice.id} is not known yet as paid and with all its lines")
     for invoice in (first.invoice, second.invoice):
         if not invoice.lines_complete or invoice.status != "paid":
             court.wanted.add(("invoice", invoice.id))

@@ -111,7 +111,6 @@ class Court:
         steps = list(prepared)
         if amount:
             steps.insert(0, Prepared(kind=ActionKind.REFUND, subject=duplicate.id, customer=customer, amount=amount))
-        steps = [step for step in steps if (step.kind, step.subject) not in self.acted]
         found = list(dict.fromkeys([*doubts, *self._limits(original, duplicate, amount)]))
         if unlike:
             verdict, reason, steps, amount = Verdict.NONE, f"{story} Nothing goes back: {unlike}.{agreed}", [], None
@@ -119,7 +118,7 @@ class Court:
             verdict = Verdict.REVIEW
             reason = f"{story} A person must decide: {'; '.join(found) or 'the amount cannot be proved'}.{agreed}"
         else:
-            verdict, reason = Verdict.REFUND, f"{story} {amount} goes back{_ending(steps)}.{agreed}"
+            verdict, reason = Verdict.REFUND, f"{story} {amount} goes back{_rest(original, steps)}.{agreed}"
         decision = Decision(
             subject=duplicate.id,
             customer=customer,
@@ -150,7 +149,7 @@ class Court:
         if terms.duplicates.rule == "review":
             found.append("the customer's agreement asks for a person's decision")
         if original is None or not original.stands or self.goes_back(original) or original.id == duplicate.id:
-            found.append("no other payment for it is known to stand")
+            found.append("no other payment at Stripe is known to stand for it")
         elif original.charge.customer != duplicate.charge.customer and self.terms(original).duplicates.rule != "on":
             found.append(f"an agreement with {original.charge.customer} takes duplicates out of the ordinary")
         if amount is not None:
@@ -166,9 +165,15 @@ class Court:
         return Money(invoice.amount_due_minor, invoice.currency)
 
 
-def _ending(steps: Iterable[Prepared]) -> str:
-    ends = [step.subject for step in steps if step.kind is ActionKind.CANCEL_SUBSCRIPTION]
-    return f", and the subscription {ends[0]} is cancelled at once" if ends else ""
+def _rest(original: Payment | None, steps: Iterable[Prepared]) -> str:
+    """What else a refund does, and what stays, as the end of its sentence."""
+    said = [f", {original.id} stays"] if original else []
+    for step in steps:
+        if step.kind is ActionKind.CANCEL_SUBSCRIPTION:
+            said.append(f", the subscription {step.subject} is cancelled at once")
+        elif step.kind is ActionKind.REVERSE_BALANCE_CREDIT:
+            said.append(f", Stripe's balance credit of {step.amount} is taken back")
+    return "".join(said)
 
 
 def contested(original: Payment | None, duplicate: Payment) -> list[str]:
@@ -216,8 +221,8 @@ def when(seconds: Seconds) -> str:
 
 
 def span(seconds: Seconds) -> str:
-    """A length of time as a person says it: `42 s`, `15 min`, `3 h`, `12 days`."""
-    for unit_s, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit_s or (unit_s < 86400 and seconds >= unit_s and seconds % unit_s == 0):
-            return f"{seconds // unit_s} {name}"
-    return f"{seconds} s"
+    """A length of time as a person says it: `42 s`, `15 min 1 s`, `3 h`, `12 days`."""
+    if seconds >= 2 * 86400:
+        return f"{seconds // 86400} days"
+    parts = ((seconds // 3600, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s"))
+    return " ".join([f"{count} {unit}" for count, unit in parts if count][:2]) or "0 s"

@@ -119,7 +119,7 @@ def _group_doubts(court: Court, invoice: Invoice, payments: list[Payment]) -> li
     if invoice.credit_notes_minor:
         found.append(f"a credit note was written for invoice {invoice.id}")
     unknown = [p.id for p in payments if p.acted and not p.refunded_minor]
-    if unknown and not any(p.left_minor >= invoice.amount_due_minor for p in payments if p.stands):
+    if unknown and next(p.left_minor for p in payments if p.stands) < invoice.amount_due_minor:
         found.append(f"how much of {unknown[0]} our own refund leaves is not known yet")
     return found
 
@@ -147,15 +147,16 @@ def _booked_credit(court: Court, invoice: Invoice, payments: list[Payment], exce
         court.wanted.add(("balance", customer))
     if read is None or read.as_of < max(p.paid_at for p in payments):
         said = f" (the invoice tells of {told} overpaid)" if told.minor else ""
-        doubt = f"whether Stripe booked a balance credit for it has to be read first{said}"
+        doubt = f"whether Stripe booked a balance credit for it is still being read{said}"
         return _Credit(doubts=(doubt,), refundable=False)
     if not read.complete:
         return _Credit(doubts=("the customer's balance has more transactions than were read",), refundable=False)
     booked = Money(-sum(row.amount_minor for row in _booked(read, invoice)), invoice.currency)
     if booked.minor > 0:
         return _weighed(read, invoice, CustomerId(customer or ""), booked, excess_minor, terms)
-    if told.minor:
-        doubt = f"the invoice tells of {told} overpaid, but no balance credit is booked for it"
+    in_favour = Money(max(0, -read.transactions[0].ending_balance_minor) if read.transactions else 0, invoice.currency)
+    if told.minor and in_favour.minor >= told.minor:
+        doubt = f"no balance credit is booked for {told} overpaid, yet {in_favour} stands in the customer's favour"
         return _Credit(doubts=(doubt,), refundable=False)
     return _Credit(evidence=(Evidence("balance credit booked", "none", "none"),))
 

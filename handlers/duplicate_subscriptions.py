@@ -29,11 +29,15 @@ TRIAL_NOTICE = timedelta(days=3)
 MIGRATION_KEYS = ("migrated", "imported_from", "legacy_subscription")
 """Metadata keys that begin like this tell of a move from another account or processor (D9)."""
 _HOW = {
-    "D3": "the same subscription was bought twice",
-    "D4": "the same subscription was bought twice, by one person under two customers",
+    "D3": "one customer bought the same subscription twice",
+    "D4": "one person bought the same subscription twice, under two customers",
     "D8": "a past-due subscription recovered after the customer had subscribed again",
     "D9": "a subscription moved from elsewhere overlaps with one bought here",
     "D10": "two prices of one product were paid for overlapping periods",
+}
+_HOW_UNSURE = {
+    "D3": "one customer has two subscriptions to one price",
+    "D4": "two customers have a subscription to one price each",
 }
 
 
@@ -167,7 +171,7 @@ def _meeting(one: Holding, other: Holding, key: Key) -> _Meeting | None:
     best: dict[str, tuple[tuple[bool, int], Purchase, Purchase]] = {}
     for (a, b), shared_s in zip(met.values(), shared.values(), strict=True):
         of, later = (a, b) if survivor is one else (b, a)
-        if later.payment.order < copy.payment.order or later.invoice.id == copy.invoice.id or not of.payment.stands:
+        if later.invoice.id == copy.invoice.id or not of.payment.stands:
             continue
         rank = (of.payment.order > later.payment.order, -shared_s)
         if later.invoice.id not in best or rank < best[later.invoice.id][0]:
@@ -178,6 +182,9 @@ def _meeting(one: Holding, other: Holding, key: Key) -> _Meeting | None:
 
 def _compare(court: Court, one: Holding, other: Holding) -> Copy | None:
     """Two subscriptions: do payments of theirs cover one period of one thing, and what is in doubt about it."""
+    who = _relation(court, one, other)
+    if who is None or _ended_before(one.subscription, other.subscription):
+        return None
     key: Key = _price
     meeting = _meeting(one, other, _price)
     if meeting is None:
@@ -188,9 +195,6 @@ def _compare(court: Court, one: Holding, other: Holding) -> Copy | None:
     survivor, second = meeting.survivor, meeting.second
     original, duplicate = pairs[0]
     terms = court.terms(duplicate.payment).duplicates
-    who = _relation(court, one, other)
-    if who is None or _ended_before(one.subscription, other.subscription):
-        return None
     app = compare_metadata(survivor.metadata, second.metadata, terms)
     unlike = next((found.why for found in (who, app) if found.sameness is Sameness.DIFFERENT), "")
     rule = _rule_of(one, other, survivor, second, duplicate, by_price=key is _price)
@@ -199,14 +203,15 @@ def _compare(court: Court, one: Holding, other: Holding) -> Copy | None:
     if rule in ("D9", "D10"):
         unsure.append("which of the two is wanted only a person knows")
     doubts = [*unsure, *_circumstances(rule, survivor, second, original, duplicate, terms), *_found_late(pairs)]
+    kin = not unsure and not unlike and not repeats[0].unequal
     if duplicate.payment.id in second.kept:
         doubts.append(f"a refund was begun that keeps {duplicate.payment.id} as its original")
     return Copy(
         rule=rule,
-        how=_HOW[rule],
+        how=_HOW[rule] if kin else _HOW_UNSURE.get(rule, _HOW[rule]),
         repeats=repeats,
         doubts=tuple(doubts),
-        kin=not unsure and not repeats[0].unequal,
+        kin=kin,
         unlike=unlike,
         ending=_cancellation(second),
         evidence=_why_same(survivor, second, who),
@@ -283,7 +288,7 @@ def _circumstances(
     if rule == "D8":
         if terms.late_recovery != "refund":
             found.append("the policy leaves late recoveries to a person")
-    else:
+    elif rule in ("D3", "D4"):
         if apart_s > terms.window:
             found.append(f"they were bought {span(apart_s)} apart, more than the window of {span(terms.window)}")
         if {original.invoice.billing_reason, duplicate.invoice.billing_reason} != {"subscription_create"}:

@@ -300,7 +300,7 @@ class History:
     ) -> tuple[str, str]:
         id_, intent = charge.pop("id", None) or self.id("ch"), self.id("pi")
         metadata, method = charge.pop("metadata", {}), charge.pop("method", "card")
-        created = charge.pop("created", when)
+        created = charge.pop("begun", when)
         self.tell(
             PaymentIntent(
                 id=intent,

@@ -128,7 +128,7 @@ def _(h: History) -> None:
 
 @cases(
     "bought twice, and whether the first invoice was paid twice is still in doubt",
-    review("ch_0002", "ch_0001", "D1", why="has to be read first"),
+    review("ch_0002", "ch_0001", "D1", why="still being read"),
     review("ch_0003", "ch_0001", "D3", "refund ch_0003 29.00 USD", "cancel sub_0002", why="more than one payment"),
 )
 def _(h: History) -> None:

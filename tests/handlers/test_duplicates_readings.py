@@ -466,7 +466,7 @@ def _(h: History) -> None:
 
 @cases("11, 22: a bank debit that succeeded may still be returned", copied("sepa_debit, which may still be returned"))
 def _(h: History) -> None:
-    twice(h, second={"method": "sepa_debit", "created": 4})
+    twice(h, second={"method": "sepa_debit", "begun": 4})
 
 
 @cases("22: the original is a bank debit", copied("the original ch_0001 is a us_bank_account"))
@@ -492,7 +492,7 @@ def _(h: History) -> None:
     review("ch_0001", "ch_0002", "D3", "refund ch_0001 29.00 USD", "cancel sub_0001", why="sepa_debit"),
 )
 def _(h: History) -> None:
-    twice(h, 4, {"paid_when": 3 * DAY, "method": "sepa_debit", "created": 0})
+    twice(h, 4, {"paid_when": 3 * DAY, "method": "sepa_debit", "begun": 0})
 
 
 @cases("16: equal on every key", SURE)
@@ -896,6 +896,71 @@ def _(h: History) -> None:
     h.subscribe(4, metadata={"workspace_id": "b"})
     h.change("ch_0001", metadata={"order_id": "1"})
     h.change("ch_0002", metadata={"order_id": "1"})
+
+
+@cases(
+    "a hostile story: tied by an e-mail only, given back by hand and left running: somebody saw to it",
+    none("ch_0002", "ch_0001", "D4", "went back already"),
+)
+def _(h: History) -> None:
+    twice(h, 4, {"email": "hash"}, {"email": "hash", "customer": "cus_B"})
+    h.refund("ch_0002", HOUR)
+
+
+@cases(
+    "a cancellation that was begun is not prepared again",
+    refund("ch_0002", "ch_0001", "D3"),
+    acted=begun("sub_0002", kind=ActionKind.CANCEL_SUBSCRIPTION),
+)
+def _(h: History) -> None:
+    twice(h)
+
+
+@cases(
+    "a hostile story: both subscriptions were changed alike after they were paid",
+    copied("was changed since it was paid"),
+)
+def _(h: History) -> None:
+    twice(h)
+    for sub in ("sub_0001", "sub_0002"):
+        h.change(sub, items=(msgspec.structs.replace(h.latest[sub].items[0], price="price_pro"),))
+
+
+@cases(
+    "three purchases, of which the last repeats the second beyond doubt and the first perhaps",
+    copied("key 'colour' differs"),
+    refund("ch_0003", "ch_0002", "D3", "29.00 USD", "cancel sub_0003"),
+)
+def _(h: History) -> None:
+    h.subscribe(0, metadata={"colour": "red"})
+    h.subscribe(4)
+    h.subscribe(9)
+
+
+@cases(
+    "three purchases, of which the last repeats the second and not the first",
+    refund("ch_0003", "ch_0002", "D3", "29.00 USD", "cancel sub_0003"),
+)
+def _(h: History) -> None:
+    for when, workspace in ((0, "w1"), (4, "w2"), (9, "w2")):
+        h.subscribe(when, metadata={"workspace_id": workspace})
+
+
+@cases(
+    "a payment that our own refund of its second invoice keeps is not given back by itself",
+    copied("keeps ch_0002 as its original"),
+    acted=begun("ch_0003"),
+)
+def _(h: History) -> None:
+    h.subscribe(0)
+    two = h.subscribe(4)
+    h.bill(two, 4, *two.items, reason="subscription_create", paid_when=60)
+
+
+@cases("26: a trial beside a paid subscription that is about to end")
+def _(h: History) -> None:
+    h.schedule_end(h.subscribe(0), DAY)
+    h.subscribe(60, trial_until=2 * DAY)
 
 
 @pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])

@@ -139,7 +139,7 @@ where actions.state = 'withdrawn' and actions.first_sent_at is null and actions.
 returning id;
 
 -- name: plan_actions
-update actions set state = 'planned', next_at = now(), attempts = 0, error = null, settled_at = null,
+update actions set state = 'planned', due_at = now(), next_at = now(), attempts = 0, error = null, settled_at = null,
     approved_by = approved_by || :names::text[]
 where id = any(:ids::text[]) and state in ('proposed', 'review', 'failed') and stripe_id is null
 returning id;
