@@ -65,9 +65,7 @@ async def _events() -> list[tuple[Any, ...]]:
         books.set_clock(now - 86400, running=False)
         price = books.new_price(books.new_product("FluxArt AI")["id"], "usd", 2900, interval="month", id_="price_basic")
         for number in range(CUSTOMERS):
-            customer = books.new_customer(
-                email=f"{number}@example.com", metadata={}, fingerprint=f"card{number}"
-            )
+            customer = books.new_customer(email=f"{number}@example.com", metadata={}, fingerprint=f"card{number}")
             metadata = {"user_id": f"user{number}"}
             books.subscribe(customer, [(price, 1)], metadata=metadata)
             if number % 50 == 0:
@@ -94,7 +92,13 @@ async def _our_round(database_url: str, redis_url: str, events: list[tuple[Any, 
     environment = os.environ | {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "FINALSALE_LOG": "json"}
     environment.pop("STRIPE_API_KEY", None)
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.judged", "worker", env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        sys.executable,
+        "-m",
+        "bench.judged",
+        "worker",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert worker.stdout is not None
     try:
@@ -126,9 +130,7 @@ async def _arq_round(redis_url: str) -> float:
     redis = await create_pool(RedisSettings.from_dsn(redis_url))
     await redis.flushall()
     for start in range(0, ARQ_JOBS, 200):
-        await asyncio.gather(
-            *(redis.enqueue_job("noop", n, _queue_name=ARQ_QUEUE) for n in range(start, start + 200))
-        )
+        await asyncio.gather(*(redis.enqueue_job("noop", n, _queue_name=ARQ_QUEUE) for n in range(start, start + 200)))
     await redis.aclose()
     worker = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.judged", "arq", redis_url, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

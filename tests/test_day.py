@@ -17,7 +17,11 @@ CUSTOMERS = 150
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The day runs on its own servers and against the sandbox, whatever the developer's shell says."""
-    for name in [n for n in os.environ if n.startswith(("FINALSALE_", "STRIPE_"))] + ["DATABASE_URL", "REDIS_URL", "PORT"]:
+    for name in [n for n in os.environ if n.startswith(("FINALSALE_", "STRIPE_"))] + [
+        "DATABASE_URL",
+        "REDIS_URL",
+        "PORT",
+    ]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -42,7 +46,9 @@ def assert_clean(done: Report) -> None:
         pytest.param(DayOptions(customers=CUSTOMERS, faults=0.05), id="5 % of Stripe calls fail after their effect"),
     ],
 )
-async def test_the_day_refunds_every_duplicate_once_and_touches_nothing_else(options: DayOptions, tmp_path: Path) -> None:
+async def test_the_day_refunds_every_duplicate_once_and_touches_nothing_else(
+    options: DayOptions, tmp_path: Path
+) -> None:
     assert_clean(await played(options, tmp_path))
 
 

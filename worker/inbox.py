@@ -32,27 +32,22 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_.:-]{1,255}", re.ASCII).fullmatch
 _ACCOUNT = re.compile(r"acct_[A-Za-z0-9_]{1,250}", re.ASCII).fullmatch
 
 
-class Row(NamedTuple):
-    """One event as it is stored; the order is that of the columns of `store_events`."""
+class Kind(NamedTuple):
+    """What the events of a batch nearly always have in common."""
 
-    event_id: str
     realm: str
-    type: str
     api_version: str | None
-    created_s: int
-    payload: bytes
     ignored_because: str | None
 
 
-_COLUMNS = (
-    "event_ids",
-    "realms",
-    "types",
-    "api_versions",
-    "created_s",
-    "payloads",
-    "ignored_because",
-)  # in the order of Row
+class Row(NamedTuple):
+    """One event as it is stored."""
+
+    event_id: str
+    type: str
+    created_s: int
+    payload: bytes
+    kind: Kind
 
 
 class NotAnEvent(Permanent):
@@ -103,15 +98,9 @@ def read_event(body: bytes, mode: Mode) -> Row:
     if envelope.api_version is not None and not _IDENTIFIER(envelope.api_version):
         raise NotAnEvent('The body is not a Stripe event: its "api_version" is not one that Stripe would use.')
     sent_mode: Mode = "live" if envelope.livemode else "test"
-    return Row(
-        envelope.id,
-        realm_of(sent_mode, _account(envelope)),
-        envelope.type,
-        envelope.api_version,
-        _seconds(envelope.created),
-        body,
-        None if sent_mode == mode else f"wrong mode: a {sent_mode} event at a {mode} deployment",
-    )
+    ignored_because = None if sent_mode == mode else f"wrong mode: a {sent_mode} event at a {mode} deployment"
+    kind = Kind(realm_of(sent_mode, _account(envelope)), envelope.api_version, ignored_because)
+    return Row(envelope.id, envelope.type, _seconds(envelope.created), body, kind)
 
 
 def _account(envelope: Envelope) -> str | None:
@@ -249,9 +238,13 @@ class Inbox:
         connection = self._connection
         if connection is None or connection.is_closed():
             connection = self._connection = await self._connect()
-        columns = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True))
-        status: str = await queries.store_events(connection, **columns)
-        return int(status.rpartition(" ")[2])  # "INSERT 0 25"
+        kinds: dict[Kind, list[Row]] = {}
+        for row in rows:
+            kinds.setdefault(row.kind, []).append(row)
+        if len(kinds) == 1:
+            return await _insert(connection, *kinds.popitem())
+        async with connection.transaction():
+            return sum([await _insert(connection, kind, alike) for kind, alike in kinds.items()])
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
         settings = session_settings("intake", statement_timeout_s=COMMIT_TIMEOUT_S, lock_timeout_s=COMMIT_TIMEOUT_S)
@@ -263,3 +256,12 @@ class Inbox:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+async def _insert(connection: asyncpg.Connection[asyncpg.Record], kind: Kind, rows: list[Row]) -> int:
+    """Insert rows of one kind; how many were new. What they share is sent once: the driver's cost is in the elements of arrays."""
+    event_ids, types, created_s, payloads, _ = zip(*rows, strict=True)
+    status: str = await queries.store_events(
+        connection, event_ids=event_ids, types=types, created_s=created_s, payloads=payloads, **kind._asdict()
+    )
+    return int(status.rpartition(" ")[2])  # "INSERT 0 25"

@@ -345,9 +345,7 @@ async def report(run: Run) -> Report:
         duplicates=sum(1 for _, d in decisions if d.verdict is Verdict.REFUND),
         refunds=refunds,
         reviews=[_row(id_, d) for id_, d in decisions if d.verdict is Verdict.REVIEW],
-        left_alone=[
-            _row(id_, d) for id_, d in decisions if d.verdict is Verdict.NONE and not d.reason.startswith("Withdrawn")
-        ],
+        left_alone=_left_alone(truth, decisions),
         checks=checks,
         seconds=round(time.monotonic() - run.began, 1),
     )
@@ -414,6 +412,28 @@ def _row(id_: str, decision: Decision) -> dict[str, Any]:
         "rule": decision.rule,
         "reason": decision.reason,
     }
+
+
+def _left_alone(truth: list[Expected], decisions: list[tuple[str, Decision]]) -> list[dict[str, Any]]:
+    """Every seeded look-alike with why nothing was done: a decision's words, or that nothing pointed to a copy."""
+    none = {d.subject: (id_, d) for id_, d in decisions if d.verdict is Verdict.NONE}
+    rows = []
+    for case in truth:
+        if case.expect == "none":
+            id_, decision = none.pop(case.duplicate or "", (None, None))
+            said = decision is not None and not decision.reason.startswith("Withdrawn")
+            rows.append(
+                {
+                    "id": id_,
+                    "case": case.case,
+                    "subject": case.duplicate,
+                    "original": case.original,
+                    "rule": case.rule,
+                    "reason": decision.reason if decision is not None and said else "Nothing pointed to a copy.",
+                }
+            )
+    rest = [_row(id_, d) | {"case": ""} for id_, d in none.values() if not d.reason.startswith("Withdrawn")]
+    return [*rows, *rest]
 
 
 def _outcomes(decisions: list[tuple[str, Decision]], actions: list[Any]) -> dict[str, Outcome]:
@@ -522,7 +542,7 @@ async def _picture(run: Run, day: dict[str, Any]) -> Group:
             Text(f"{decision.verdict:>6}", style=colour),
             decision.rule,
             str(decision.amount or ""),
-            _short(decision.reason, 70),
+            _short(_because(decision.reason), 70),
         )
     return Group(head, table)
 
@@ -531,25 +551,32 @@ def _print_report(console: Console, done: Report) -> None:
     console.print(
         f"\n[bold]{done.events} events, {done.payments} payments, {done.duplicates} duplicates, {done.seconds} s[/bold]\n"
     )
-    table = Table(
-        title="Refunded: exactly the duplicate part, exactly once", title_justify="left", box=None, padding=(0, 1)
-    )
-    for column in ("customer", "original", "duplicate", "amount", "clause", "why", "refund"):
-        table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=column != "why")
+    table = _table("Refunded: exactly the duplicate part, exactly once")
+    for column in ("customer", "original", "duplicate", "amount", "clause"):
+        table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=True)
+    table.add_column("why", no_wrap=True)
+    table.add_column("refund", no_wrap=True)
+    room = max(24, console.width - 64)
     for row in done.refunds:
-        amount = str(Money(**row["amount"]))
         ids = [_tail(row[name]) for name in ("customer", "original", "duplicate")]
-        why = _short(row["reason"].partition(": ")[2] or row["reason"], 60)
-        table.add_row(*ids, amount, f"{row['clause']} {row['rule']}", why, _tail(row["stripe_id"]))
+        clause = f"{row['clause']} {row['rule']}"
+        table.add_row(
+            *ids, str(Money(**row["amount"])), clause, _short(_because(row["reason"]), room), _tail(row["stripe_id"])
+        )
     console.print(table)
-    for title, rows in (("Waiting for a person", done.reviews), ("Left alone", done.left_alone)):
-        table = Table(title=f"\n{title}", title_justify="left", box=None, padding=(0, 1))
-        for column in ("payment", "amount", "rule", "why"):
-            table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=column != "why")
-        for row in rows:
-            amount = str(Money(**row["amount"])) if row["amount"] else ""
-            table.add_row(_tail(row["subject"]), amount, row["rule"], _because(row["reason"]))
-        console.print(table)
+    table = _table("Waiting for a person")
+    for column in ("payment", "amount", "rule", "why"):
+        table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=column != "why")
+    for row in done.reviews:
+        amount = str(Money(**row["amount"])) if row["amount"] else ""
+        table.add_row(_tail(row["subject"]), amount, row["rule"], _because(row["reason"]))
+    console.print(table)
+    table = _table("Left alone")
+    for column in ("payment", "look-alike", "why"):
+        table.add_column(column, no_wrap=column == "payment")
+    for row in done.left_alone:
+        table.add_row(_tail(row["subject"]), row["case"], _because(row["reason"]))
+    console.print(table)
     console.print("\n[bold]Checked against the sandbox's own books[/bold]")
     for check in done.checks:
         console.print(
@@ -557,19 +584,21 @@ def _print_report(console: Console, done: Report) -> None:
         )
 
 
+def _table(title: str) -> Table:
+    return Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, padding=(0, 1), pad_edge=False)
+
+
 def _because(reason: str) -> str:
-    for mark in ("A person must decide: ", "Nothing goes back: "):
+    """The part of a reason that tells one row of a table from the next."""
+    for mark in ("A person must decide: ", "Nothing goes back: ", ": "):
         if mark in reason:
             return reason.partition(mark)[2]
     return reason
 
 
 def _tail(id_: str | None) -> str:
-    """An id short enough for a table, and long enough to be found: prefix and last characters."""
-    if id_ is None:
-        return ""
-    kind, _, rest = id_.partition("_")
-    return id_ if len(rest) <= 9 else f"{kind}_…{rest[-7:]}"
+    """The end of an id: short enough for a table, long enough to be found."""
+    return f"…{id_[-7:]}" if id_ else ""
 
 
 def _short(text: str, width: int) -> str:

@@ -7,14 +7,14 @@ every other judgement, so that only somebody who knows the secret learns more th
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
 MAX_HEADER_BYTES = 4096  # Stripe sends about 150 bytes for each active secret
 MAX_CANDIDATES = 10  # one v1 per active secret; Stripe allows two at a time
-MAX_TIME_DIGITS = 12  # enough for the year 33658
-_DIGITS = frozenset(b"0123456789")
+_TIME = re.compile(rb"[0-9]{1,12}").fullmatch  # seconds; twelve digits reach the year 33658
 
 
 class Reason(Enum):
@@ -60,9 +60,7 @@ def verify(
             if signed_at:
                 return Refused(Reason.MALFORMED)  # two times: whichever was signed, the other one lies
             signed_at = value
-    if not 0 < len(signed_at) <= MAX_TIME_DIGITS or not _DIGITS.issuperset(signed_at):
-        return Refused(Reason.MALFORMED)
-    if not 0 < len(candidates) <= MAX_CANDIDATES:
+    if not _TIME(signed_at) or not 0 < len(candidates) <= MAX_CANDIDATES:
         return Refused(Reason.MALFORMED)
 
     message = signed_at + b"." + body

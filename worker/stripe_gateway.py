@@ -18,7 +18,7 @@ import stamina
 import stripe
 from aiolimiter import AsyncLimiter
 
-from handlers.customer import AnyFact, BalanceRead, CustomerId, Seconds
+from handlers.customer import AnyFact, BalanceRead, CustomerId, Invoice, Seconds
 from handlers.events import read_balance, read_list, read_object
 from worker.errors import OutcomeUnknown, SettingsInvalid, StripeRefused, StripeUnavailable
 from worker.settings import Settings
@@ -89,7 +89,24 @@ class StripeGateway:
     async def read(self, path: str, account: str | None) -> AnyFact:
         """One object, `/v1/charges/ch_…`. Raises StripeRefused (404, permissions), StripeUnavailable, Unreadable."""
         body, as_of = await self._get(path, {}, account)
-        return read_object(body, as_of)
+        fact = read_object(body, as_of)
+        if isinstance(fact, Invoice) and not fact.lines_complete:
+            return read_object(await self._with_all_lines(body, path, account), as_of)
+        return fact
+
+    async def _with_all_lines(self, invoice: bytes, path: str, account: str | None) -> bytes:
+        """An invoice carries its first ten lines only; here it is with every one, from its own list of them."""
+        whole = msgspec.json.decode(invoice)
+        lines: list[Any] = []
+        for _ in range(MAX_PAGES):
+            cursor = {"starting_after": lines[-1]["id"]} if lines else {}
+            body, _as_of = await self._get(f"{path}/lines", {"limit": PAGE_LIMIT, **cursor}, account)
+            page = msgspec.json.decode(body)
+            lines += page["data"]
+            if not page["has_more"]:
+                whole["lines"] = {**page, "data": lines}
+                return msgspec.json.encode(whole)
+        raise StripeRefused(f"{path}/lines has more than {MAX_PAGES} pages", code="too_long", status=0)
 
     async def read_all(self, path: str, filters: Mapping[str, Any], account: str | None) -> list[AnyFact]:
         """A whole list, every page of it, newest first. Raises as `read`, and StripeRefused where it does not end."""

@@ -154,11 +154,11 @@ async def _read(request: web.BaseRequest) -> bytes:
         raise Refusal(
             "content_type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Stripe's events are sent as application/json."
         )
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise _too_large()
     content = request.content
     if content.is_eof():  # arrived together with the head, as nearly always
         body = content.read_nowait()
+    elif (request.content_length or 0) > MAX_BODY_BYTES:
+        raise _too_large()
     else:
         body = await _read_slowly(content)
     if len(body) > MAX_BODY_BYTES:

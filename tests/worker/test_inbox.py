@@ -8,11 +8,13 @@ import asyncpg
 import pytest
 
 from worker.db import Pool
-from worker.inbox import MAX_BATCH_ROWS, MAX_PENDING_BYTES, Commit, Inbox, Outcome, Row
+from worker.inbox import MAX_BATCH_ROWS, MAX_PENDING_BYTES, Commit, Inbox, Kind, Outcome, Row
+
+TEST_MODE = Kind("test", None, None)
 
 
-def row(event_id: str, payload: bytes = b"{}", event_type: str = "charge.succeeded") -> Row:
-    return Row(event_id, "test", event_type, None, 1_764_000_000, payload, None)
+def row(event_id: str, payload: bytes = b"{}", event_type: str = "charge.succeeded", kind: Kind = TEST_MODE) -> Row:
+    return Row(event_id, event_type, 1_764_000_000, payload, kind)
 
 
 async def stored(pool: Pool) -> set[str]:
@@ -121,3 +123,30 @@ async def test_an_error_of_any_kind_is_never_a_yes_and_never_a_hang(database_url
     await pool.execute("drop trigger refuse on inbox")
     assert await inbox.add(row("evt_1")) is Outcome.COMMITTED
     await inbox.close()
+
+
+async def test_events_of_several_kinds_share_one_commit_and_keep_their_own(database_url: str, pool: Pool) -> None:
+    commits: list[Commit] = []
+    inbox = Inbox(database_url, commits.append)
+    kinds = [
+        Kind("test", "2026-10-28.endive", None),
+        Kind("test:acct_1", None, None),
+        Kind("live", "2024-06-20", "wrong mode"),
+    ]
+    await asyncio.gather(*(inbox.add(row(f"evt_{number}", kind=kinds[number % 3])) for number in range(30)))
+    await inbox.close()
+    assert (len(commits), commits[0].new_rows) == (1, 30)
+    for number, found in enumerate(await pool.fetch("select * from inbox order by substring(event_id from 5)::int")):
+        kind = kinds[number % 3]
+        assert (found["realm"], found["api_version"], found["error"]) == tuple(kind)
+        assert found["state"] == ("ignored" if kind.ignored_because else "waiting")
+
+
+async def test_a_poisonous_row_among_several_kinds_leaves_no_half_batch(database_url: str, pool: Pool) -> None:
+    inbox = Inbox(database_url, lambda _: None)
+    rows = [row(f"evt_{number}", kind=Kind(f"test:acct_{number % 2}", None, None)) for number in range(10)]
+    rows[7] = row("evt_poison\0", kind=rows[7].kind)
+    outcomes = await asyncio.gather(*(inbox.add(one) for one in rows))
+    await inbox.close()
+    assert [place for place, outcome in enumerate(outcomes) if outcome is not Outcome.COMMITTED] == [7]
+    assert await stored(pool) == {f"evt_{number}" for number in range(10) if number != 7}

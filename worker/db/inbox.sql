@@ -2,11 +2,10 @@
 -- Duplicates, within the batch and of stored rows, are passed over. It neither returns nor names a conflict target, so that
 -- a role with nothing but INSERT can run it.
 insert into inbox (event_id, realm, type, api_version, created_at, payload, state, error)
-select event_id, realm, type, api_version, to_timestamp(created_s), payload,
-       case when ignored_because is null then 'waiting' else 'ignored' end, ignored_because
-from unnest(:event_ids::text[], :realms::text[], :types::text[], :api_versions::text[], :created_s::bigint[],
-            :payloads::bytea[], :ignored_because::text[])
-     as event (event_id, realm, type, api_version, created_s, payload, ignored_because)
+select event_id, :realm, type, :api_version, to_timestamp(created_s), payload,
+       case when :ignored_because::text is null then 'waiting' else 'ignored' end, :ignored_because
+from unnest(:event_ids::text[], :types::text[], :created_s::bigint[], :payloads::bytea[])
+     as event (event_id, type, created_s, payload)
 on conflict do nothing;
 
 -- name: count_waiting$
