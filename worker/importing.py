@@ -38,7 +38,7 @@ def import_events(file: Path) -> Document:
         return new + await _store(desk.conn, batch)
 
     new = ask(store, change=True) if rows else 0
-    ignored = sum(row.ignored_because is not None for row in rows)
+    ignored = sum(row.kind.ignored_because is not None for row in rows)
     return {
         "read": len(rows) + len(refused),
         "new": new,
@@ -49,20 +49,15 @@ def import_events(file: Path) -> Document:
 
 
 async def _store(conn: Connection, batch: list[Row]) -> int:
-    if not batch:
-        return 0
-    ids, realms, types, api_versions, created_s, payloads, ignored = map(list, zip(*batch, strict=True))
-    told: str = await queries.store_events(
-        conn,
-        event_ids=ids,
-        realms=realms,
-        types=types,
-        api_versions=api_versions,
-        created_s=created_s,
-        payloads=payloads,
-        ignored_because=ignored,
-    )
-    return int(told.rpartition(" ")[2])
+    """Insert rows, those of one kind together; how many were new."""
+    new = 0
+    for kind in {row.kind for row in batch}:
+        event_ids, types, created_s, payloads, _ = zip(*(row for row in batch if row.kind == kind), strict=True)
+        told: str = await queries.store_events(
+            conn, event_ids=event_ids, types=types, created_s=created_s, payloads=payloads, **kind._asdict()
+        )
+        new += int(told.rpartition(" ")[2])
+    return new
 
 
 def _bodies(file: Path) -> Iterator[tuple[str, bytes]]:

@@ -302,6 +302,8 @@ async def test_a_replay_of_what_cannot_be_replayed_changes_nothing(pool: Pool, c
     assert told.code == 1
     assert "evt_none" in told.err
     assert await states(pool) == {"evt_1": ("dead", 3)}
+    await store(pool, "evt_other_mode", "ignored")
+    assert (await cli("events", "replay", "evt_other_mode")).code == 1
     for wrong in ((), ("evt_1", "--state", "dead")):
         assert (await cli("events", "replay", *wrong)).code == 1
 

@@ -81,6 +81,7 @@ async def pretend_sent(pool: Pool, state: str, *, error: str | None = None, stri
 
 async def test_a_yes_makes_every_prepared_action_due_at_once_and_keeps_the_name(pool: Pool) -> None:
     await tell(pool, bought_twice())
+    await pool.execute("update actions set due_at = now() + interval '1 hour', next_at = now() + interval '1 hour'")
     outcome = await approve(pool, note="spoke to her")
     assert await actions(pool) == {
         "refund ch_0002": ("planned", ["Ann"]),

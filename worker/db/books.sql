@@ -40,10 +40,12 @@ returning state;
 select id, customer from objects where realm = :realm and id = any(:ids::text[]) and customer is not null;
 
 -- name: waiting_for
--- Objects whose customer was not known, and that refer to one of these.
+-- Objects whose customer was not known and that refer to one of these, and the files of charges that were a guest's until now.
 select id, body from objects
 where realm = :realm and customer is null
-  and (reference_a = any(:ids::text[]) or reference_b = any(:ids::text[]));
+  and (reference_a = any(:ids::text[]) or reference_b = any(:ids::text[]))
+union all
+select id, body from objects where realm = :realm and customer = any(:guests::text[]) and id <> customer;
 
 -- name: keys_of
 select customer, key from links where realm = :realm and customer = any(:customers::text[]);
@@ -71,18 +73,26 @@ where (select count(*) from (select 1 from links k where k.realm = :realm and k.
 select pg_advisory_xact_lock(key) from unnest(:keys::bigint[]) as key;
 
 -- name: load_objects
-select id, customer, body from objects where realm = :realm and customer = any(:customers::text[]);
+select id, customer, body, xmin as version from objects where realm = :realm and customer = any(:customers::text[]);
 
 -- name: load_objects_by_id
-select id, customer, body from objects where realm = :realm and id = any(:ids::text[]);
+select id, customer, body, xmin as version from objects where realm = :realm and id = any(:ids::text[]);
 
--- name: save_objects!
+-- name: insert_objects
 insert into objects (realm, id, kind, customer, reference_a, reference_b, as_of, body)
 select :realm, * from unnest(:ids::text[], :kinds::text[], :customers::text[], :references_a::text[], :references_b::text[],
                              :as_of::bigint[], :bodies::bytea[])
-on conflict (realm, id) do update
-set customer = excluded.customer, reference_a = excluded.reference_a, reference_b = excluded.reference_b,
-    as_of = excluded.as_of, body = excluded.body;
+on conflict do nothing
+returning id;
+
+-- name: update_objects
+-- Only rows that still are what was read: an object whose customer nobody knows is under no lock, and two workers may hold it.
+update objects set customer = told.customer, reference_a = told.reference_a, reference_b = told.reference_b, as_of = told.as_of,
+    body = told.body
+from unnest(:ids::text[], :customers::text[], :references_a::text[], :references_b::text[], :as_of::bigint[], :bodies::bytea[],
+            :versions::xid[]) as told (id, customer, reference_a, reference_b, as_of, body, version)
+where objects.realm = :realm and objects.id = told.id and objects.xmin = told.version
+returning objects.id;
 
 -- name: save_links!
 insert into links (realm, customer, key)
@@ -102,21 +112,34 @@ from unnest(:ids::text[], :subjects::text[], :revisions::int[], :customers::text
             :verdicts::text[], :policy_versions::text[], :fingerprints::text[], :bodies::bytea[])
   as told (id, subject, revision, customer, clause, rule, verdict, policy_version, fingerprint, body);
 
+-- name: rejected_subjects
+-- What a person said no to: no later revision acts by itself.
+select distinct d.subject from review_acts r join decisions d on d.id = r.decision_id
+where r.act = 'reject' and d.realm = :realm and d.subject = any(:subjects::text[]);
+
 -- name: begun_actions
 -- What was sent or may have been: its decision stands, and its subject is not decided again.
 select id, kind, subject, state, decision_subject from actions
 where realm = :realm and customer = any(:customers::text[]) and (state in ('sending', 'sent') or stripe_id is not null);
 
 -- name: save_action!
--- An action follows its decision until it is begun; a person's approval survives only a decision that became surer.
+-- An action follows its decision until it is begun. A person's approval survives only a decision that brought no new doubt
+-- (`agreed`) and no other amount. What an earlier step did already stays written on a step that now waits for a person.
 insert into actions (id, realm, kind, subject, decision_subject, decision_id, customer, amount_minor, currency, state, due_at, next_at)
 values (:id, :realm, :kind, :subject, :decision_subject, :decision_id, :customer, :amount_minor::bigint, :currency, :state,
         :due_at, :due_at)
 on conflict (realm, kind, subject) do update
 set decision_subject = excluded.decision_subject, decision_id = excluded.decision_id, customer = excluded.customer,
-    amount_minor = excluded.amount_minor, currency = excluded.currency, error = null, settled_at = null,
-    state = case when actions.approved_by <> '{}' and actions.state = 'planned' and :sure::bool then 'planned' else excluded.state end,
-    approved_by = case when actions.state = 'planned' and :sure::bool then actions.approved_by else '{}' end,
+    amount_minor = excluded.amount_minor, currency = excluded.currency, settled_at = null,
+    (state, approved_by, error) = (
+        select case when kept then 'planned' else excluded.state end,
+               case when kept then actions.approved_by else '{}' end,
+               case when not kept and excluded.state = 'proposed' then
+                   (select 'the balance credit of ' || b.subject || ' was taken back before, as ' || b.stripe_id from actions b
+                    where b.realm = excluded.realm and b.decision_subject = excluded.decision_subject and b.step < actions.step
+                      and b.kind = 'reverse_balance_credit' and b.state = 'sent') end
+        from (select actions.approved_by <> '{}' and actions.state = 'planned' and :agreed::bool
+                     and actions.amount_minor is not distinct from excluded.amount_minor as kept) person),
     due_at = excluded.due_at, next_at = excluded.next_at
 where actions.first_sent_at is null and actions.stripe_id is null;
 
@@ -126,38 +149,57 @@ where realm = :realm and decision_subject = :decision_subject and first_sent_at 
   and state in ('proposed', 'planned', 'review') and not (kind || ' ' || subject = any(:kept::text[]));
 
 -- name: hear_of_refunds!
--- Our own refunds, as Stripe tells of them: one that was sent into silence is found, one that failed later is owed again.
-update actions set
-    stripe_id = coalesce(actions.stripe_id, told.refund),
-    stripe_status = told.status,
-    settled_at = coalesce(actions.settled_at, now()),
-    state = case when told.status in ('failed', 'canceled') then 'review' else 'sent' end,
-    error = case when told.status in ('failed', 'canceled')
-                 then 'the refund ' || told.refund || ' ' || told.status || coalesce(' (' || told.failure || ')', '')
-                      || ': the duplicate is owed again, by another way' end
-from unnest(:actions::text[], :refunds::text[], :charges::text[], :statuses::text[], :failures::text[])
-  as told (action, refund, charge, status, failure)
-where actions.realm = :realm and actions.id = told.action and actions.kind = 'refund' and actions.subject = told.charge
-  and actions.first_sent_at is not null and actions.state in ('sending', 'sent', 'review')
-  and coalesce(actions.stripe_id, told.refund) = told.refund
-  and (actions.stripe_status is distinct from told.status or actions.state = 'sending');
+-- Our own refunds, as Stripe tells of them: one that was sent into silence is found, also after a person gave it up; one that
+-- failed later is owed again, and what should have followed it waits.
+with heard as (
+    update actions set
+        stripe_id = coalesce(actions.stripe_id, told.refund),
+        stripe_status = told.status,
+        settled_at = coalesce(actions.settled_at, now()),
+        state = case when told.status in ('failed', 'canceled') then 'review' else 'sent' end,
+        error = case when told.status in ('failed', 'canceled')
+                     then 'the refund ' || told.refund || ' ' || told.status || coalesce(' (' || told.failure || ')', '')
+                          || ': the duplicate is owed again, by another way' end
+    from unnest(:actions::text[], :refunds::text[], :charges::text[], :statuses::text[], :failures::text[])
+      as told (action, refund, charge, status, failure)
+    where actions.realm = :realm and actions.id = told.action and actions.kind = 'refund' and actions.subject = told.charge
+      and actions.first_sent_at is not null and coalesce(actions.stripe_id, told.refund) = told.refund
+      and (actions.stripe_status is distinct from told.status or actions.state = 'sending')
+    returning actions.realm, actions.decision_subject, actions.step, actions.state
+)
+update actions set state = 'review', settled_at = now(), error = 'waits for a step before it that needs a person'
+from heard
+where heard.state = 'review' and actions.realm = heard.realm and actions.decision_subject = heard.decision_subject
+  and actions.step > heard.step and actions.state = 'planned';
 
 -- name: want_lookups!
+-- A wish without delay that comes while the object is being read, or was just read, is not lost: it is read once more.
 insert into lookups (realm, kind, id, url, next_at)
 select :realm, told.kind, told.id, told.url, now() + told.delay_s * interval '1 second'
 from unnest(:kinds::text[], :ids::text[], :urls::text[], :delays_s::int[]) as told (kind, id, url, delay_s)
 on conflict (realm, kind, id) do update
-set state = 'waiting', attempts = 0, next_at = excluded.next_at, wanted_at = now(), error = null
-where lookups.state <> 'waiting' and lookups.wanted_at < now() - interval '5 seconds';
+set state = 'waiting', url = excluded.url, wanted_at = clock_timestamp(), error = null,
+    attempts = case when lookups.state = 'waiting' then lookups.attempts else 0 end,
+    next_at = case
+        when lookups.state = 'waiting' and lookups.attempts = 0 then least(lookups.next_at, excluded.next_at)
+        when lookups.state = 'waiting' then lookups.next_at
+        else greatest(excluded.next_at, lookups.wanted_at + case lookups.state when 'failed' then interval '1 minute' else interval '2 seconds' end)
+    end
+where lookups.state <> 'waiting' or excluded.next_at <= now();
 
 -- name: wake_later!
 insert into wakeups (realm, customer, due_at) values (:realm, :customer, :due_at)
 on conflict (realm, customer) do update set due_at = least(wakeups.due_at, excluded.due_at);
 
--- name: take_wakeups
-delete from wakeups where (realm, customer) in (
-    select realm, customer from wakeups where due_at <= now() order by due_at limit :batch for update skip locked
-) returning realm, customer;
+-- name: due_wakeups
+select realm, customer from wakeups where due_at <= now() order by due_at limit :batch;
+
+-- name: wake_now!
+-- Under the lock of the customer, before the file is judged: what that judgement asks for is kept.
+delete from wakeups where realm = :realm and customer = any(:customers::text[]) and due_at <= now();
+
+-- name: wake_again!
+update wakeups set due_at = now() + interval '10 minutes' where realm = :realm and customer = :customer;
 
 -- name: found_orphans
 -- Objects that waited for another one which has come since (two workers may have passed each other).

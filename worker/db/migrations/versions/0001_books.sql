@@ -105,6 +105,8 @@ create table actions (
     settled_at       timestamptz,
     check (kind <> 'refund' or (amount_minor is not null and currency is not null)),
     check (state not in ('sending', 'sent') or (idempotency_key is not null and first_sent_at is not null)),
+    -- what exists at Stripe is never planned, sent or withdrawn again
+    check (stripe_id is null or state in ('sent', 'review', 'failed')),
     -- one refund action per charge, one cancellation per subscription, one reversal per invoice: ever
     unique (realm, kind, subject)
 ) with (fillfactor = 80);
@@ -117,10 +119,17 @@ create index actions_decision on actions (realm, decision_subject);
 -- once `sending` is committed, what would be sent can never change, whoever writes
 create function freeze_action() returns trigger language plpgsql as $$
 begin
+    if (new.id, new.realm, new.kind, new.subject) is distinct from (old.id, old.realm, old.kind, old.subject) then
+        raise exception 'action % is about one thing for ever', old.id using errcode = 'restrict_violation';
+    end if;
     if old.first_sent_at is not null and
-       (new.subject, new.kind, new.amount_minor, new.currency, new.parameters, new.first_sent_at)
-       is distinct from (old.subject, old.kind, old.amount_minor, old.currency, old.parameters, old.first_sent_at) then
+       (new.customer, new.amount_minor, new.currency, new.parameters, new.refunded_before_minor, new.first_sent_at)
+       is distinct from
+       (old.customer, old.amount_minor, old.currency, old.parameters, old.refunded_before_minor, old.first_sent_at) then
         raise exception 'action % was sent; its amount and parameters are frozen', old.id using errcode = 'restrict_violation';
+    end if;
+    if old.stripe_id is not null and new.stripe_id is distinct from old.stripe_id or new.generation < old.generation then
+        raise exception 'action % was carried out as %', old.id, old.stripe_id using errcode = 'restrict_violation';
     end if;
     if old.state = 'sent' and new.state not in ('sent', 'review') then
         raise exception 'action % was sent; it cannot go back to %', old.id, new.state using errcode = 'restrict_violation';
@@ -129,6 +138,7 @@ begin
 end $$;
 create trigger actions_freeze before update on actions for each row execute function freeze_action();
 create trigger actions_no_delete before delete on actions for each row execute function refuse_change();
+create trigger actions_no_truncate before truncate on actions for each statement execute function refuse_change();
 
 create table review_acts (
     id          bigint generated always as identity primary key,
