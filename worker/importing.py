@@ -8,9 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from worker.db import Connection, queries
 from worker.desk import Desk, ask, settings_of_environment
-from worker.inbox import NotAnEvent, Row, read_event
+from worker.inbox import NotAnEvent, Row, read_event, store_rows
 from worker.reading import Document, NotUnderstood
 
 MAX_IMPORT_ROWS, MAX_IMPORT_BYTES = 500, 8 * 1024 * 1024
@@ -33,9 +32,9 @@ def import_events(file: Path) -> Document:
             batch.append(row)
             size += len(row.payload)
             if len(batch) >= MAX_IMPORT_ROWS or size >= MAX_IMPORT_BYTES:
-                new += await _store(desk.conn, batch)
+                new += await store_rows(desk.conn, batch)
                 batch, size = [], 0
-        return new + await _store(desk.conn, batch)
+        return new + await store_rows(desk.conn, batch)
 
     new = ask(store, change=True) if rows else 0
     ignored = sum(row.kind.ignored_because is not None for row in rows)
@@ -46,18 +45,6 @@ def import_events(file: Path) -> Document:
         "ignored": ignored,
         "refused": refused,
     }
-
-
-async def _store(conn: Connection, batch: list[Row]) -> int:
-    """Insert rows, those of one kind together; how many were new."""
-    new = 0
-    for kind in {row.kind for row in batch}:
-        event_ids, types, created_s, payloads, _ = zip(*(row for row in batch if row.kind == kind), strict=True)
-        told: str = await queries.store_events(
-            conn, event_ids=event_ids, types=types, created_s=created_s, payloads=payloads, **kind._asdict()
-        )
-        new += int(told.rpartition(" ")[2])
-    return new
 
 
 def _bodies(file: Path) -> Iterator[tuple[str, bytes]]:

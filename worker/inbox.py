@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
-from worker.db import queries, session_settings
+from worker.db import Connection, queries, session_settings
 from worker.errors import Permanent
 from worker.settings import Mode, realm_of
 
@@ -238,13 +238,10 @@ class Inbox:
         connection = self._connection
         if connection is None or connection.is_closed():
             connection = self._connection = await self._connect()
-        kinds: dict[Kind, list[Row]] = {}
-        for row in rows:
-            kinds.setdefault(row.kind, []).append(row)
-        if len(kinds) == 1:
-            return await _insert(connection, *kinds.popitem())
+        if all(row.kind == rows[0].kind for row in rows):
+            return await _insert(connection, rows[0].kind, rows)
         async with connection.transaction():
-            return sum([await _insert(connection, kind, alike) for kind, alike in kinds.items()])
+            return await store_rows(connection, rows)
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
         settings = session_settings("intake", statement_timeout_s=COMMIT_TIMEOUT_S, lock_timeout_s=COMMIT_TIMEOUT_S)
@@ -258,10 +255,18 @@ class Inbox:
             self._connection = None
 
 
-async def _insert(connection: asyncpg.Connection[asyncpg.Record], kind: Kind, rows: list[Row]) -> int:
+async def _insert(connection: Connection, kind: Kind, rows: Sequence[Row]) -> int:
     """Insert rows of one kind; how many were new. What they share is sent once: the driver's cost is in the elements of arrays."""
     event_ids, types, created_s, payloads, _ = zip(*rows, strict=True)
     status: str = await queries.store_events(
         connection, event_ids=event_ids, types=types, created_s=created_s, payloads=payloads, **kind._asdict()
     )
     return int(status.rpartition(" ")[2])  # "INSERT 0 25"
+
+
+async def store_rows(connection: Connection, rows: Sequence[Row]) -> int:
+    """Store rows of any kinds (an import, the nightly run); how many were new. Duplicates are passed over."""
+    kinds: dict[Kind, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row.kind, []).append(row)
+    return sum([await _insert(connection, kind, alike) for kind, alike in kinds.items()])

@@ -12,7 +12,7 @@ import structlog
 
 from worker.db import Pool, connection, queries
 from worker.errors import FinalsaleError
-from worker.inbox import NotAnEvent, Row, read_event
+from worker.inbox import NotAnEvent, Row, read_event, store_rows
 from worker.settings import Settings
 from worker.stripe_gateway import StripeGateway
 
@@ -84,6 +84,5 @@ async def _store_missing(pool: Pool, rows: list[Row], gap: Gap) -> None:
         known = {row["event_id"] for row in await conn.fetch(queries.known_events.sql, [row.event_id for row in rows])}
         lost = [row for row in rows if row.event_id not in known]
         if lost:
-            await conn.execute(queries.store_events.sql, *map(list, zip(*lost, strict=True)))
-            gap.missing += len(lost)
+            gap.missing += await store_rows(conn, lost)
             log.warning("event.never_arrived", events=len(lost), first=lost[-1].event_id)

@@ -380,6 +380,13 @@ async def test_silent_connections_do_not_keep_an_honest_sender_out(sender: Sende
         began = time.monotonic()
         assert (await sender.deliver(event()))[0] == 200
         assert time.monotonic() - began < 1
+        closed = 0
+        for connection in held:  # the oldest had to make room
+            try:
+                closed += connection.recv(1) == b""
+            except BlockingIOError:
+                break
+        assert 50 <= closed <= 200
     finally:
         for connection in held:
             connection.close()
