@@ -43,8 +43,8 @@ chaos: install  ## the long fault campaign: kill -9, empty Redis, restart Postgr
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: install  ## lock the dependencies again, with hashes
-	@$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header -o requirements.txt pyproject.toml
-	@$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	@$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-options --no-header -o requirements.txt pyproject.toml
+	@$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-options --no-header --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 clean:  ## remove the embedded servers' files; .venv stays
 	@rm -rf .finalsale build dist *.egg-info

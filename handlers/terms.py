@@ -216,7 +216,7 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
 
 def _duration(kind: type, value: Any) -> Any:
     if kind is not Duration:
-        raise NotImplementedError(f"no way to read {kind}")
+        raise TypeError(f"no way to read {kind}")
     if isinstance(value, int) and isinstance(value, Duration):
         return value
     found = re.fullmatch(r"(\d{1,6})([smhd])", value) if isinstance(value, str) else None

@@ -8,10 +8,11 @@ sorted order, so two workers never judge one person at the same moment.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -24,7 +25,8 @@ from handlers.duplicates import judge
 from handlers.events import Hint, Unreadable, parse_event
 from handlers.identity import link_keys
 from handlers.terms import Policy
-from worker.db import UNAVAILABLE, Connection, Pool, queries, transaction
+from worker.db import Connection, Pool, queries, transaction
+from worker.errors import DatabaseUnavailable
 from worker.failpoint import failpoint
 
 BATCH = 200
@@ -32,6 +34,8 @@ MAX_ATTEMPTS = 8
 LOOKUP_DELAY_S = 30
 """A missing object is usually in the next event; Stripe is asked only where it has not come by then."""
 MAX_LOCK_ROUNDS = 6
+MUST_DECIDE = "A person must decide: "
+"""How the reason of a review begins to list its doubts."""
 
 log = structlog.get_logger()
 
@@ -47,6 +51,10 @@ class Court(msgspec.Struct, frozen=True, kw_only=True):
     def person_keys(self) -> frozenset[str]:
         """Every metadata key that names a person in any version of the policy."""
         return frozenset(key for version in self.policy.version for key in version.duplicates.person)
+
+
+class Overtaken(Exception):
+    """Another worker changed an object that was under no lock; from the start again, everything is seen."""
 
 
 class Settled(msgspec.Struct):
@@ -79,8 +87,6 @@ async def drain(
 async def _drain_batch(pool: Pool, court: Court, batch: int) -> int:
     try:
         return await _work(pool, court, batch=batch)
-    except UNAVAILABLE:
-        raise
     except _Bisect as poisoned:
         return await _bisect(pool, court, poisoned.event_ids, poisoned.cause)
 
@@ -133,7 +139,7 @@ async def _drain_carefully(pool: Pool, court: Court, batch: int) -> int:
 
 
 async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str] | None = None) -> int:
-    """One transaction: claim, read, settle, mark done. Serialization trouble is tried once more from the start."""
+    """One transaction: claim, read, settle, mark done. What only met another worker is tried again from the start."""
     for attempt in (1, 2, 3):
         claimed: list[str] = []
         started = time.perf_counter()
@@ -146,12 +152,16 @@ async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str
                 failpoint("after_claim")
                 settled = await _settle_events(connection, court, rows)
                 failpoint("before_commit")
-        except UNAVAILABLE:
-            raise
+        except DatabaseUnavailable as unavailable:
+            cause = unavailable.__cause__
+            if claimed and isinstance(cause, Exception) and _is_about_these_events(cause):
+                raise _Bisect(claimed, cause) from cause
+            raise  # nothing is known against the events: they stay as they are
         except (
             asyncpg.SerializationError,
             asyncpg.DeadlockDetectedError,
             asyncpg.InvalidCachedStatementError,
+            Overtaken,
         ) as error:
             if attempt == 3:
                 raise _Bisect(claimed, error) from error
@@ -171,6 +181,12 @@ async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str
     raise AssertionError("unreachable")
 
 
+def _is_about_these_events(cause: Exception) -> bool:
+    """Whether a Postgres that answers refused these very values, or found the work on them too long."""
+    refused_value = isinstance(cause, asyncpg.InterfaceError) and isinstance(cause, ValueError)
+    return refused_value or isinstance(cause, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError))
+
+
 async def _claim(connection: Connection, batch: int, event_ids: list[str] | None) -> list[asyncpg.Record]:
     if event_ids is None:
         return await connection.fetch(queries.claim_events.sql, batch)
@@ -188,18 +204,21 @@ async def _settle_events(connection: Connection, court: Court, rows: Sequence[as
             outcomes.append((row["event_id"], "quarantined", str(unreadable)))
             log.warning("event.quarantined", event_id=row["event_id"], field=unreadable.field)
             continue
+        if told.hint is not None and not _SAFE_ID.fullmatch(told.hint.id):
+            outcomes.append((row["event_id"], "quarantined", "event: related_object.id: is no Stripe id"))
+            continue
         outcomes.append((row["event_id"], "done", None))
         if told.fact is not None:
             facts[row["realm"]].append(told.fact)
         elif told.hint is not None:
             hints[row["realm"]].append(told.hint)
     total = Settled()
-    for realm, told_facts in facts.items():
+    for realm, told_facts in sorted(facts.items()):  # sorted, as everything that takes locks
         settled = await settle(connection, court, realm, told_facts)
         for name in Settled.__struct_fields__:
             setattr(total, name, getattr(total, name) + getattr(settled, name))
-    for realm, told_hints in hints.items():
-        await _want(connection, realm, [(hint.object_type, hint.id, hint.url, 0) for hint in told_hints])
+    for realm, told_hints in sorted(hints.items()):
+        await _want(connection, realm, [(h.object_type, h.id, _path(h.object_type, h.id), 0) for h in told_hints])
     ids, states, errors = zip(*outcomes, strict=True)
     await connection.execute(queries.settle_events.sql, list(ids), list(states), list(errors))
     return total
@@ -217,19 +236,23 @@ async def settle(
     """Fold facts into their customers' files, judge every file that changed (or is to be woken), write what follows.
 
     Must run inside a transaction. Idempotent: the same facts again change nothing. `undecided` is an action whose
-    outcome is in doubt: its decision is made anew, as if it had not begun.
+    outcome is in doubt: its decision is made anew, as if it had not begun. Raises Overtaken: roll back, try again.
     """
     facts = _folded(told)
     owned = await _owners(connection, realm, facts)
-    if waiting := await connection.fetch(queries.waiting_for.sql, realm, list(facts)):
+    guests = [id_ for id_, fact in facts.items() if isinstance(fact, Charge) and owned[id_] != id_]
+    if waiting := await connection.fetch(queries.waiting_for.sql, realm, list(facts), guests):
         for row in waiting:
             orphan = decode(row["body"])
             facts[orphan.id] = fold(orphan, facts[orphan.id]) if orphan.id in facts else orphan
         owned = await _owners(connection, realm, facts)
-    seeds = sorted({*owned.values(), *wake})
+    woken = sorted(wake)
+    seeds = sorted({*owned.values(), *woken})
     files = await _locked_files(connection, court, realm, facts, owned, seeds)
+    if woken:
+        await connection.execute(queries.wake_now.sql, realm, woken)
     changed = await _save(connection, realm, facts, owned, files)
-    touched = {owned[id_] for id_ in changed if id_ in owned} | set(wake)
+    touched = {owned[id_] for id_ in changed if id_ in owned} | set(woken)
     if undecided is not None:
         touched |= set(owned.values())
     refunds = [fact for id_ in changed if isinstance(fact := files.facts[id_], Refund) and fact.action]
@@ -258,8 +281,6 @@ async def _owners(connection: Connection, realm: str, facts: dict[str, AnyFact])
         customer = customer_of(fact)
         if customer is not None:
             owned[id_] = customer
-        elif isinstance(fact, Charge):
-            owned[id_] = fact.id  # a guest's charge is a file of its own
         else:
             seeking[id_] = fact
     if seeking:
@@ -272,6 +293,12 @@ async def _owners(connection: Connection, realm: str, facts: dict[str, AnyFact])
                 if found:
                     owned[id_] = found
                     del seeking[id_]
+        for id_, fact in seeking.items():
+            if isinstance(fact, Charge):
+                owned[id_] = id_  # a guest's charge is a file of its own, until some telling names a customer
+        for id_, fact in seeking.items():
+            if id_ not in owned and (found := next((owned[r] for r in fact.references() if r in owned), None)):
+                owned[id_] = found
     return owned
 
 
@@ -281,6 +308,7 @@ class _Files:
     def __init__(self, links: Sequence[tuple[str, str]], customers: Iterable[str]) -> None:
         self.facts: dict[str, AnyFact] = {}
         self.bodies: dict[str, bytes] = {}
+        self.versions: dict[str, int] = {}
         self.by_customer: dict[str, dict[str, AnyFact]] = defaultdict(dict)
         self.groups = _groups(links, customers)
 
@@ -339,7 +367,7 @@ async def _locked_files(
         rows += await connection.fetch(queries.load_objects_by_id.sql, realm, strangers)
     for row in rows:
         fact = decode(row["body"])
-        files.facts[fact.id], files.bodies[fact.id] = fact, row["body"]
+        files.facts[fact.id], files.bodies[fact.id], files.versions[fact.id] = fact, row["body"], row["version"]
         if row["customer"] is not None:
             files.by_customer[row["customer"]][fact.id] = fact
     return files
@@ -358,9 +386,10 @@ def _lock_number(thing: str) -> int:
 async def _save(
     connection: Connection, realm: str, facts: dict[str, AnyFact], owned: dict[str, str], files: _Files
 ) -> list[str]:
-    """Fold the facts into what is known and write what changed. Returns the ids that did."""
-    columns: list[tuple[Any, ...]] = []
-    for id_, fact in facts.items():
+    """Fold the facts into what is known and write what changed. Returns the ids that did. Raises Overtaken."""
+    new: list[tuple[Any, ...]] = []
+    known_rows: list[tuple[Any, ...]] = []
+    for id_, fact in sorted(facts.items()):
         known = files.facts.get(id_)
         folded = fact if known is None else fold(known, fact)
         body = encode(folded)
@@ -372,16 +401,28 @@ async def _save(
         if customer is not None:
             files.by_customer[customer][id_] = folded
         references = (*folded.references(), None, None)
-        kind = str(type(folded).__struct_config__.tag)
-        columns.append((id_, kind, customer, references[0], references[1], folded.as_of, body))
-    if columns:
-        await connection.execute(queries.save_objects.sql, realm, *map(list, zip(*columns, strict=True)))
-    return [row[0] for row in columns]
+        row = (customer, references[0], references[1], folded.as_of, body)
+        if known is None:
+            new.append((id_, str(type(folded).__struct_config__.tag), *row))
+        else:
+            known_rows.append((id_, *row, files.versions[id_]))
+    written = 0
+    if new:
+        written += len(await connection.fetch(queries.insert_objects.sql, realm, *_columns(new)))
+    if known_rows:
+        written += len(await connection.fetch(queries.update_objects.sql, realm, *_columns(known_rows)))
+    if written < len(new) + len(known_rows):
+        raise Overtaken(f"{len(new) + len(known_rows) - written} objects were changed by another worker meanwhile")
+    return [row[0] for row in (*new, *known_rows)]
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    return list(map(list, zip(*rows, strict=True)))
 
 
 async def _hear_of_refunds(connection: Connection, realm: str, refunds: Sequence[Refund]) -> None:
     rows = [(r.action, r.id, r.charge, r.status, r.failure_reason) for r in refunds]
-    await connection.execute(queries.hear_of_refunds.sql, *map(list, zip(*rows, strict=True)), realm)
+    await connection.execute(queries.hear_of_refunds.sql, *_columns(rows), realm)
 
 
 async def _judge(
@@ -395,9 +436,9 @@ async def _judge(
     begun = [row for row in rows if row["id"] != undecided]
     current = {row["subject"]: row for row in await connection.fetch(queries.current_decisions.sql, realm, customers)}
     acted = [Acted(kind=ActionKind(r["kind"]), subject=r["subject"], state=r["state"]) for r in begun]
-    frozen = {row["decision_subject"] for row in begun}
-    now = datetime.now(UTC)
-    news: list[tuple[Decision, int]] = []
+    frozen = {(row["decision_subject"], row["kind"], row["subject"]) for row in begun}
+    now: datetime = await connection.fetchval("select now()")
+    news: list[_News] = []
     for group in groups:
         facts: list[Fact] = [fact for customer in group for fact in files.by_customer[customer].values()]
         judgement = judge(CustomerFile(facts), court.policy, now, acted=acted, test_clocks=court.test_clocks)
@@ -415,15 +456,34 @@ def _of(row: asyncpg.Record, group: set[str]) -> bool:
     return msgspec.json.decode(row["body"], type=Decision).customer in group
 
 
+class _News(msgspec.Struct, frozen=True):
+    """A decision to be written as this revision. `agreed`: it brings nothing that would take a person's approval back."""
+
+    decision: Decision
+    revision: int
+    agreed: bool = False
+
+
 def _revisions(
-    judged: dict[str, Decision], current: dict[str, asyncpg.Record], frozen: set[str]
-) -> list[tuple[Decision, int]]:
-    """New or changed decisions with their revision; one that the rules no longer make is withdrawn, in words."""
+    judged: dict[str, Decision], current: dict[str, asyncpg.Record], begun: set[tuple[str, str, str]]
+) -> list[_News]:
+    """New or changed decisions with their revision; one that the rules no longer make is withdrawn, in words.
+
+    `begun` are the steps under way, as (decision's subject, kind, subject). A decision of theirs stands as long as the
+    rules still want its other steps, and have no new doubt.
+    """
     news = []
+    frozen = {subject for subject, _, _ in begun}
     for subject, decision in judged.items():
-        known = current.get(subject)
-        if known is None or known["fingerprint"] != decision.fingerprint():
-            news.append((decision, known["revision"] + 1 if known else 1))
+        row = current.get(subject)
+        if row is None:
+            news.append(_News(decision, 1))
+        elif row["fingerprint"] != decision.fingerprint():
+            known = msgspec.json.decode(row["body"], type=Decision)
+            agreed = _agrees(decision, known)
+            rest = tuple(step for step in known.prepared if (subject, step.kind, step.subject) not in begun)
+            if not (subject in frozen and agreed and decision.prepared == rest):
+                news.append(_News(decision, row["revision"] + 1, agreed))
     for subject, row in current.items():
         if subject not in judged and subject not in frozen and row["verdict"] != Verdict.NONE:
             before = msgspec.json.decode(row["body"], type=Decision)
@@ -435,8 +495,21 @@ def _revisions(
                 prepared=(),
                 due_at=None,
             )
-            news.append((gone, row["revision"] + 1))
+            news.append(_News(gone, row["revision"] + 1))
     return news
+
+
+def _agrees(decision: Decision, known: Decision) -> bool:
+    """Whether a decision is as sure as the known one, or surer, about the same two payments."""
+    same = (decision.original, decision.duplicate) == (known.original, known.duplicate)
+    surer = (
+        decision.verdict is Verdict.REFUND or decision.verdict is known.verdict and _doubts(decision) <= _doubts(known)
+    )
+    return same and surer
+
+
+def _doubts(decision: Decision) -> frozenset[str]:
+    return frozenset(decision.reason.partition(MUST_DECIDE)[2].rstrip(".").split("; "))
 
 
 def decision_id(realm: str, subject: str, revision: int) -> str:
@@ -449,30 +522,20 @@ def action_id(realm: str, kind: str, subject: str) -> str:
     return "act_" + hashlib.sha256(f"{realm} {kind} {subject}".encode()).hexdigest()[:24]
 
 
-async def _write_decisions(
-    connection: Connection, court: Court, realm: str, news: Sequence[tuple[Decision, int]]
-) -> None:
-    rows = [
-        (
-            decision_id(realm, d.subject, revision),
-            *(
-                d.subject,
-                revision,
-                d.customer,
-                d.clause,
-                d.rule,
-                str(d.verdict),
-                d.policy_version,
-                d.fingerprint(),
-                as_json(d),
-            ),
-        )
-        for d, revision in news
-    ]
-    columns = list(map(list, zip(*rows, strict=True)))
-    await connection.execute(queries.save_decisions.sql, realm, *columns)
+async def _write_decisions(connection: Connection, court: Court, realm: str, news: Sequence[_News]) -> None:
+    rows = []
+    for new in news:
+        d, id_ = new.decision, decision_id(realm, new.decision.subject, new.revision)
+        kept = (d.customer, d.clause, d.rule, str(d.verdict), d.policy_version, d.fingerprint(), as_json(d))
+        rows.append((id_, d.subject, new.revision, *kept))
+    await connection.execute(queries.save_decisions.sql, realm, *_columns(rows))
     failpoint("after_decide")
-    for decision, revision in news:
+    subjects = [new.decision.subject for new in news if new.revision > 1]
+    refused = await connection.fetch(queries.rejected_subjects.sql, realm, subjects) if subjects else []
+    rejected = {row["subject"] for row in refused}
+    for new in news:
+        decision, revision = new.decision, new.revision
+        by_itself = decision.verdict is Verdict.REFUND and court.refunds == "auto" and decision.subject not in rejected
         kept = [f"{step.kind} {step.subject}" for step in decision.prepared]
         await connection.execute(
             queries.withdraw_actions.sql, "its decision fell away or changed", realm, decision.subject, kept
@@ -489,9 +552,9 @@ async def _write_decisions(
                 customer=step.customer,
                 amount_minor=step.amount.minor if step.amount else None,
                 currency=step.amount.currency if step.amount else None,
-                state="planned" if decision.verdict is Verdict.REFUND and court.refunds == "auto" else "proposed",
+                state="planned" if by_itself else "proposed",
                 due_at=decision.due_at,
-                sure=decision.verdict is Verdict.REFUND,
+                agreed=new.agreed,
             )
         log.info(
             "decision.made",
@@ -504,16 +567,23 @@ async def _write_decisions(
         )
 
 
+_SAFE_ID = re.compile(r"[A-Za-z0-9_]{1,255}")
+_PATHS = {"checkout.session": "checkout/sessions", "radar.early_fraud_warning": "radar/early_fraud_warnings"}
+
+
+def _path(kind: str, id_: str) -> str:
+    """Where an object is read: by its type and id, never by an address that an event named."""
+    return (
+        f"/v1/customers/{id_}/balance_transactions"
+        if kind == "balance"
+        else f"/v1/{_PATHS.get(kind, kind + 's')}/{id_}"
+    )
+
+
 def _lookup(kind: str, id_: str) -> tuple[str, str, str, int]:
-    match kind:
-        case "balance":
-            return kind, id_, f"/v1/customers/{id_}/balance_transactions", 0
-        case "invoice":
-            return kind, id_, f"/v1/invoices/{id_}", LOOKUP_DELAY_S
-        case _:
-            return kind, id_, f"/v1/{kind}s/{id_}", LOOKUP_DELAY_S
+    return kind, id_, _path(kind, id_), 0 if kind == "balance" else LOOKUP_DELAY_S
 
 
 async def _want(connection: Connection, realm: str, wanted: Sequence[tuple[str, str, str, int]]) -> None:
-    unique = sorted({(kind, id_): (kind, id_, url, delay_s) for kind, id_, url, delay_s in wanted}.values())
-    await connection.execute(queries.want_lookups.sql, realm, *map(list, zip(*unique, strict=True)))
+    unique = sorted({(kind, id_): (kind, id_, path, delay_s) for kind, id_, path, delay_s in wanted}.values())
+    await connection.execute(queries.want_lookups.sql, realm, *_columns(unique))

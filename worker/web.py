@@ -268,8 +268,8 @@ def _bounded(server: web.Server) -> Callable[[], RequestHandler]:
     def connect() -> RequestHandler:
         held = server.connections
         if len(held) >= MAX_CONNECTIONS:
-            # aiohttp has no public name for "no request has arrived whole"
-            idle = next((handler for handler in held if handler._current_request is None), None)
+            # aiohttp has no public name for "no request has arrived whole"; one without a transport is closing already
+            idle = next((one for one in held if one.transport is not None and one._current_request is None), None)
             if idle is not None:
                 idle.force_close()
         return server()

@@ -83,19 +83,18 @@ async def test_a_pid_file_that_now_names_another_program_is_not_in_the_way(tmp_p
     async with embedded_servers(tmp_path / "state", valkey=False):
         pass
     pid_file = tmp_path / "state" / "postgres" / "postmaster.pid"
-    user = (
-        pid_file.parent.stat().st_uid if os.geteuid() == 0 else None
-    )  # of the server's own user, or it knows by itself
-    other = subprocess.Popen(["sleep", "60"], user=user)
+    # of the server's own user, or Postgres knows by itself
+    user = pid_file.parent.stat().st_uid if os.geteuid() == 0 else None
+    other = await asyncio.create_subprocess_exec("sleep", "60", user=user)
     try:
         pid_file.write_text(f"{other.pid}\n{pid_file.parent}\n1\n5432\n\n\n\n\n")
         (tmp_path / "state" / "valkey.pid").write_text(f"{other.pid}\n")
         async with embedded_servers(tmp_path / "state") as servers:
             assert await fetch(servers.database_url, "select 1") == 1
-        assert other.poll() is None
+        assert other.returncode is None
     finally:
         other.kill()
-        other.wait()
+        await other.wait()
 
 
 async def test_a_directory_with_a_long_name_works_through_a_short_socket_path(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ set decision_subject = excluded.decision_subject, decision_id = excluded.decisio
     amount_minor = excluded.amount_minor, currency = excluded.currency, settled_at = null,
     (state, approved_by, error) = (
         select case when kept then 'planned' else excluded.state end,
-               case when kept then actions.approved_by else '{}' end,
+               case when kept then actions.approved_by else '{}'::text[] end,
                case when not kept and excluded.state = 'proposed' then
                    (select 'the balance credit of ' || b.subject || ' was taken back before, as ' || b.stripe_id from actions b
                     where b.realm = excluded.realm and b.decision_subject = excluded.decision_subject and b.step < actions.step
