@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.intake import intake
+from bench.judged import judged
 from worker.db.migrations import migrate
 from worker.embedded import embedded_servers
 
 Benchmark = Callable[[str, str, float], Awaitable[list[dict[str, Any]]]]
 
-BENCHMARKS: tuple[Benchmark, ...] = (intake,)
+BENCHMARKS: tuple[Benchmark, ...] = (intake, judged)
 """Each gets (database_url, redis_url, seconds of one round) and gives the entries of the report."""
 
 

@@ -42,9 +42,7 @@ async def naive(request: web.Request) -> web.Response:
     """What one writes first: the SDK's check, one insert, one job."""
     body = await request.read()
     try:
-        event = stripe.Webhook.construct_event(
-            body, request.headers["Stripe-Signature"], read_settings().webhook_secrets()[0].decode()
-        )
+        event = stripe.Webhook.construct_event(body, request.headers["Stripe-Signature"], request.app[SECRET])
     except (ValueError, stripe.SignatureVerificationError):
         return web.Response(status=400)
     await request.app[POOL].execute(

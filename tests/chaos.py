@@ -21,7 +21,8 @@ from pathlib import Path
 import asyncpg
 from redis.asyncio import Redis
 
-from worker.run import DayOptions, Report, Run, play_day, report, sandbox_run
+from worker.day import Report, play_day, report
+from worker.run import DayOptions, Run, sandbox_run
 from worker.settings import Settings
 
 FAULTS = ("kill web", "kill worker", "kill valkey", "empty valkey", "kill a postgres backend", "restart postgres")

@@ -34,7 +34,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
 async def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> None:
     """Wait until `holds` does; TimeoutError if it never does."""
     async with asyncio.timeout(within_s):
-        while not holds():  # noqa: ASYNC110 - what is waited for is another process's doing
+        while not holds():
             await asyncio.sleep(0.01)
 
 

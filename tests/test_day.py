@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import chaotic_day
-from worker.run import DayOptions, Report, play_day, report, sandbox_run
+from worker.day import Report, play_day, report
+from worker.run import DayOptions, sandbox_run
 from worker.settings import Settings
 
 CUSTOMERS = 150

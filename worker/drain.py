@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 import msgspec
@@ -204,7 +205,7 @@ async def _settle_events(connection: Connection, court: Court, rows: Sequence[as
             outcomes.append((row["event_id"], "quarantined", str(unreadable)))
             log.warning("event.quarantined", event_id=row["event_id"], field=unreadable.field)
             continue
-        if told.hint is not None and not _SAFE_ID.fullmatch(told.hint.id):
+        if told.hint is not None and not _ONE_STEP.fullmatch(told.hint.id):
             outcomes.append((row["event_id"], "quarantined", "event: related_object.id: is no Stripe id"))
             continue
         outcomes.append((row["event_id"], "done", None))
@@ -231,12 +232,13 @@ async def settle(
     told: Iterable[AnyFact],
     *,
     wake: Iterable[str] = (),
-    undecided: str | None = None,
+    undecided: tuple[str, str] | None = None,
 ) -> Settled:
     """Fold facts into their customers' files, judge every file that changed (or is to be woken), write what follows.
 
-    Must run inside a transaction. Idempotent: the same facts again change nothing. `undecided` is an action whose
-    outcome is in doubt: its decision is made anew, as if it had not begun. Raises Overtaken: roll back, try again.
+    Must run inside a transaction. Idempotent: the same facts again change nothing. `undecided`, a decision's
+    subject and a kind of its actions, are steps at their last look: judged as if they had not begun. Raises Overtaken: roll
+    back, try again.
     """
     facts = _folded(told)
     owned = await _owners(connection, realm, facts)
@@ -410,7 +412,7 @@ async def _save(
     if new:
         written += len(await connection.fetch(queries.insert_objects.sql, realm, *_columns(new)))
     if known_rows:
-        written += len(await connection.fetch(queries.update_objects.sql, realm, *_columns(known_rows)))
+        written += len(await connection.fetch(queries.update_objects.sql, *_columns(known_rows), realm))
     if written < len(new) + len(known_rows):
         raise Overtaken(f"{len(new) + len(known_rows) - written} objects were changed by another worker meanwhile")
     return [row[0] for row in (*new, *known_rows)]
@@ -426,14 +428,19 @@ async def _hear_of_refunds(connection: Connection, realm: str, refunds: Sequence
 
 
 async def _judge(
-    connection: Connection, court: Court, realm: str, groups: Sequence[set[str]], files: _Files, undecided: str | None
+    connection: Connection,
+    court: Court,
+    realm: str,
+    groups: Sequence[set[str]],
+    files: _Files,
+    undecided: tuple[str, str] | None,
 ) -> int:
     """Judge each person's file and write new decisions, actions, look-ups and wake-ups."""
     customers = sorted(set().union(*groups)) if groups else []
     if not customers:
         return 0
     rows = await connection.fetch(queries.begun_actions.sql, realm, customers)
-    begun = [row for row in rows if row["id"] != undecided]
+    begun = [row for row in rows if (row["decision_subject"], row["kind"]) != undecided]
     current = {row["subject"]: row for row in await connection.fetch(queries.current_decisions.sql, realm, customers)}
     acted = [Acted(kind=ActionKind(r["kind"]), subject=r["subject"], state=r["state"]) for r in begun]
     frozen = {(row["decision_subject"], row["kind"], row["subject"]) for row in begun}
@@ -474,6 +481,9 @@ def _revisions(
     """
     news = []
     frozen = {subject for subject, _, _ in begun}
+    past = {
+        subject for subject, kind, _ in begun if kind != ActionKind.REVERSE_BALANCE_CREDIT
+    }  # no rule speaks of them again
     for subject, decision in judged.items():
         row = current.get(subject)
         if row is None:
@@ -485,7 +495,7 @@ def _revisions(
             if not (subject in frozen and agreed and decision.prepared == rest):
                 news.append(_News(decision, row["revision"] + 1, agreed))
     for subject, row in current.items():
-        if subject not in judged and subject not in frozen and row["verdict"] != Verdict.NONE:
+        if subject not in judged and subject not in past and row["verdict"] != Verdict.NONE:
             before = msgspec.json.decode(row["body"], type=Decision)
             gone = msgspec.structs.replace(
                 before,
@@ -502,8 +512,8 @@ def _revisions(
 def _agrees(decision: Decision, known: Decision) -> bool:
     """Whether a decision is as sure as the known one, or surer, about the same two payments."""
     same = (decision.original, decision.duplicate) == (known.original, known.duplicate)
-    surer = (
-        decision.verdict is Verdict.REFUND or decision.verdict is known.verdict and _doubts(decision) <= _doubts(known)
+    surer = decision.verdict is Verdict.REFUND or (
+        decision.verdict is known.verdict and _doubts(decision) <= _doubts(known)
     )
     return same and surer
 
@@ -523,11 +533,11 @@ def action_id(realm: str, kind: str, subject: str) -> str:
 
 
 async def _write_decisions(connection: Connection, court: Court, realm: str, news: Sequence[_News]) -> None:
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for new in news:
         d, id_ = new.decision, decision_id(realm, new.decision.subject, new.revision)
-        kept = (d.customer, d.clause, d.rule, str(d.verdict), d.policy_version, d.fingerprint(), as_json(d))
-        rows.append((id_, d.subject, new.revision, *kept))
+        told = (d.customer, d.clause, d.rule, str(d.verdict), d.policy_version, d.fingerprint(), as_json(d))
+        rows.append((id_, d.subject, new.revision, *told))
     await connection.execute(queries.save_decisions.sql, realm, *_columns(rows))
     failpoint("after_decide")
     subjects = [new.decision.subject for new in news if new.revision > 1]
@@ -567,16 +577,18 @@ async def _write_decisions(connection: Connection, court: Court, realm: str, new
         )
 
 
-_SAFE_ID = re.compile(r"[A-Za-z0-9_]{1,255}")
+_ONE_STEP = re.compile(r"(?!\.+\Z)[^\s/?#\\]{1,255}")
+"""What an id may be to stand as one step of a path; customers' ids may be the merchant's own."""
 _PATHS = {"checkout.session": "checkout/sessions", "radar.early_fraud_warning": "radar/early_fraud_warnings"}
 
 
 def _path(kind: str, id_: str) -> str:
     """Where an object is read: by its type and id, never by an address that an event named."""
+    step = quote(id_, safe="")
     return (
-        f"/v1/customers/{id_}/balance_transactions"
+        f"/v1/customers/{step}/balance_transactions"
         if kind == "balance"
-        else f"/v1/{_PATHS.get(kind, kind + 's')}/{id_}"
+        else f"/v1/{_PATHS.get(kind, kind + 's')}/{step}"
     )
 
 

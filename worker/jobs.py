@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,6 @@ import asyncpg
 import msgspec
 import structlog
 from arq.worker import Worker, func
-from redis.exceptions import RedisError
 
 from handlers.customer import AnyFact, decode
 from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
@@ -79,6 +78,7 @@ class WorkerProcess:
         self.bell, self.work, self.stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.rung = False
         self.gateway = StripeGateway(settings)
+        self.performer: Performer | None = None
         self.settled = 0
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
@@ -99,6 +99,7 @@ class WorkerProcess:
             policy=self.court.policy.version[-1].id,
         )
         await self._carefully_first()
+        await self._beat_once()
         loops = [
             *(self._loop(f"drain {n}", self._drain_once, self.bell) for n in range(DRAINS)),
             self._loop("perform", self._perform_once, self.work),
@@ -128,6 +129,8 @@ class WorkerProcess:
     def stop(self) -> None:
         """Finish what is under way and end; safe to call from a signal handler."""
         self.stopping.set()
+        if self.performer is not None:
+            self.performer.stopping = True
         self.bell.set()
         self.work.set()
 
@@ -152,13 +155,17 @@ class WorkerProcess:
                 event.clear()
 
     async def _carefully_first(self) -> None:
-        """After a start, perhaps after a crash, the oldest events are tried one by one and counted before they are touched."""
+        """After a worker's death the oldest events are tried one by one and counted before they are touched.
+
+        A worker that ends well takes its row with it; one that an event killed left its row, and nothing else.
+        """
         try:
             async with connection(self.pool) as conn:
-                tried = await conn.fetchval(
-                    "select exists (select 1 from inbox where state = 'waiting' and attempts > 0)"
+                died = await conn.fetchval(
+                    """select exists (select 1 from workers)
+                           or exists (select 1 from inbox where state = 'waiting' and attempts > 0)"""
                 )
-            if tried:
+            if died:
                 self.settled += await drain(self.pool, self.court, batch=CAREFUL_FIRST, careful=True, rounds=1)
         except DatabaseUnavailable as error:
             log.error("postgres.unavailable", loop="start", error=str(error))
@@ -170,22 +177,42 @@ class WorkerProcess:
             self.work.set()
 
     async def _perform_once(self) -> None:
+        assert self.performer is not None
         while not self.stopping.is_set() and await self.performer.perform_due():
             pass
         await self.performer.look_up_due()
 
     async def _sweep_once(self) -> None:
-        async with transaction(self.pool) as conn:
-            due: dict[str, set[str]] = defaultdict(set)
-            for row in await conn.fetch(queries.take_wakeups.sql, 100):
-                due[row["realm"]].add(row["customer"])
-            orphans: dict[str, list[AnyFact]] = defaultdict(list)
-            for row in await conn.fetch(queries.found_orphans.sql, 200):
-                orphans[row["realm"]].append(decode(row["body"]))
-            for realm in sorted(due.keys() | orphans.keys()):
-                settled = await settle(conn, self.court, realm, orphans[realm], wake=due[realm])
-                log.info("sweep.settled", realm=realm, **msgspec.structs.asdict(settled))
-                self.work.set()
+        """What no event brings: files whose time has come, and objects that now know whose they are."""
+        async with connection(self.pool) as conn:
+            due = await conn.fetch(queries.due_wakeups.sql, 100)
+            found = await conn.fetch(queries.found_orphans.sql, 200)
+        for row in due:
+            await self._sweep(row["realm"], wake=row["customer"])
+        orphans: dict[str, list[AnyFact]] = defaultdict(list)
+        for row in found:
+            orphans[row["realm"]].append(decode(row["body"]))
+        for realm, facts in sorted(orphans.items()):
+            if not await self._sweep(realm, facts):
+                for fact in facts:  # one of them cannot be judged: the others shall not wait for it
+                    await self._sweep(realm, [fact])
+
+    async def _sweep(self, realm: str, facts: Sequence[AnyFact] = (), wake: str | None = None) -> bool:
+        """Settle some of it in a transaction of its own. Whether that went well; if not, a file is woken again later."""
+        try:
+            async with transaction(self.pool) as conn:
+                settled = await settle(conn, self.court, realm, facts, wake=[wake] if wake else [])
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:
+            log.error("sweep.failed", realm=realm, customer=wake, error=type(error).__name__, exc_info=error)
+            if wake:
+                async with transaction(self.pool) as conn:
+                    await queries.wake_again(conn, realm=realm, customer=wake)
+            return False
+        log.info("sweep.settled", realm=realm, **msgspec.structs.asdict(settled))
+        self.work.set()
+        return True
 
     async def _beat_once(self) -> None:
         async with connection(self.pool) as conn:
@@ -216,9 +243,8 @@ class WorkerProcess:
                 for task in (running, stop, alive):
                     task.cancel()
                 await asyncio.gather(running, stop, alive, return_exceptions=True)
-            except (RedisError, OSError, TimeoutError) as error:
-                if self.rung:
-                    log.warning("bell.lost", error=type(error).__name__)
+            except Exception as error:  # whatever becomes of the bell, the worker looks by itself
+                log.info("bell.unheard", error=type(error).__name__)
             finally:
                 if self.rung and not self.stopping.is_set():
                     log.warning("bell.silent", polling_every_s=SWEEP_SILENT_S)

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -22,14 +22,10 @@ from typing import IO, Any
 import aiohttp
 import msgspec
 from pydantic import SecretStr
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-from handlers.decisions import Decision, Money, Verdict
-from reconcile.compare import Check, Expected, Outcome, RefundAtStripe, RefundDecided, compare_refunds, compare_truth
-from worker.db import Connection, Pool, connect_pool, connection
+from worker.day import picture, play_day, print_report, report, screen
+from worker.db import Pool, connect_pool
 from worker.db.migrations import migrate
 from worker.embedded import EmbeddedServers, embedded_servers
 from worker.errors import FinalsaleError, SettingsInvalid
@@ -39,8 +35,6 @@ CHECKOUT = Path(__file__).absolute().parent.parent
 """Where the sandbox lies beside this package; in an installed wheel there is none."""
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 25.0
-DAY_TIMEOUT_S = 600.0
-REDRAW_S = 0.25
 
 
 class DayOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,208 +247,6 @@ def sandbox_policy() -> Path:
     return CHECKOUT / "sandbox" / "sandbox.policy.toml"
 
 
-async def play_day(run: Run, options: DayOptions) -> AsyncIterator[dict[str, Any]]:
-    """Start the day, and yield its state until every event is delivered, worked off and acted upon.
-
-    Raises FinalsaleError when the day fails or does not come to an end.
-    """
-    await run.sandbox.ask("day", {"customers": options.customers, "seed": options.seed})
-    deadline = time.monotonic() + DAY_TIMEOUT_S
-    quiet = 0
-    while time.monotonic() < deadline:
-        day = await run.sandbox.ask("day")
-        if day["state"] == "failed":
-            raise FinalsaleError(f"the sandbox's day failed: {day.get('error')}")
-        yield day
-        if day["state"] == "done":
-            pending = (await run.sandbox.ask("flush", {"timeout_s": 1}))["pending"]
-            quiet = quiet + 1 if not pending and await _is_quiet(run.pool) else 0
-            if quiet >= 3:  # a refund's own events come after it: quiet must be seen more than once
-                return
-        await asyncio.sleep(REDRAW_S)
-    raise FinalsaleError(f"the day did not come to rest within {DAY_TIMEOUT_S:.0f} s; see {run.deployment.log}")
-
-
-async def _is_quiet(pool: Pool) -> bool:
-    try:
-        async with connection(pool) as conn:
-            return not await conn.fetchval(
-                """select exists (select 1 from inbox where state = 'waiting')
-                       or exists (select 1 from actions where state in ('planned', 'sending'))
-                       or exists (select 1 from lookups where state = 'waiting' and kind = 'balance')"""
-            )
-    except FinalsaleError:
-        return False
-
-
-class Report(msgspec.Struct, kw_only=True):
-    """What a day came to; the document of `run --once --json`."""
-
-    events: int
-    payments: int
-    duplicates: int
-    refunds: list[dict[str, Any]]
-    reviews: list[dict[str, Any]]
-    left_alone: list[dict[str, Any]]
-    checks: list[Check]
-    seconds: float
-
-    @property
-    def ok(self) -> bool:
-        return all(check.ok for check in self.checks)
-
-
-async def report(run: Run) -> Report:
-    """Our books against the sandbox's, and both against the truth about the seeded cases."""
-    books = await run.sandbox.ask("books")
-    deliveries = (await run.sandbox.ask("deliveries"))["deliveries"]
-    truth = msgspec.convert((await run.sandbox.ask("day"))["truth"], list[Expected])
-    async with connection(run.pool) as conn:
-        decisions = [
-            (row["id"], msgspec.json.decode(row["body"], type=Decision))
-            for row in await conn.fetch(
-                "select distinct on (realm, subject) id, body from decisions order by realm, subject, revision desc"
-            )
-        ]
-        actions = await conn.fetch("select * from actions order by created_at, id")
-        states = await _inbox_states(conn)
-        known = {row["event_id"] for row in await conn.fetch("select event_id from inbox")}
-    payments = [c for c in books["objects"].get("charge", []) if c["status"] == "succeeded" and c["captured"]]
-    refunds = [_refund_row(row, decisions) for row in actions if row["kind"] == "refund" and row["state"] == "sent"]
-    checks = [
-        *_event_checks(deliveries, known, states),
-        *compare_refunds(
-            [
-                RefundDecided(
-                    action=row["action"],
-                    charge=row["duplicate"],
-                    original=row["original"],
-                    amount_minor=row["amount"]["minor"],
-                    currency=row["amount"]["currency"],
-                    stripe_id=row["stripe_id"],
-                )
-                for row in refunds
-            ],
-            [_at_stripe(refund) for refund in books["objects"].get("refund", [])],
-        ),
-        *compare_truth(truth, _outcomes(decisions, actions)),
-    ]
-    return Report(
-        events=len(known),
-        payments=len(payments),
-        duplicates=sum(1 for _, d in decisions if d.verdict is Verdict.REFUND),
-        refunds=refunds,
-        reviews=[_row(id_, d) for id_, d in decisions if d.verdict is Verdict.REVIEW],
-        left_alone=_left_alone(truth, decisions),
-        checks=checks,
-        seconds=round(time.monotonic() - run.began, 1),
-    )
-
-
-async def _inbox_states(conn: Connection) -> dict[str, int]:
-    rows = await conn.fetch("select state, count(*) as events from inbox group by state")
-    return {row["state"]: row["events"] for row in rows}
-
-
-def _event_checks(deliveries: list[dict[str, Any]], known: set[str], states: dict[str, int]) -> list[Check]:
-    acknowledged = {d["event"] for d in deliveries if d["state"] == "delivered" and not d["thin"]}
-    made = {d["event"] for d in deliveries}
-    lost = sorted(acknowledged - known)
-    return [
-        Check(
-            name="no acknowledged event lost",
-            ok=not lost and acknowledged == made,
-            figure=f"{len(made)} made, {len(acknowledged)} acknowledged, {len(acknowledged & known)} stored",
-        ),
-        Check(
-            name="every event worked off",
-            ok=set(states) <= {"done"},
-            figure=", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none",
-        ),
-    ]
-
-
-def _at_stripe(refund: dict[str, Any]) -> RefundAtStripe:
-    return RefundAtStripe(
-        id=refund["id"],
-        charge=refund["charge"],
-        amount_minor=refund["amount"],
-        currency=refund["currency"],
-        status=refund["status"],
-        action=(refund["metadata"] or {}).get("finalsale_action"),
-    )
-
-
-def _refund_row(row: Any, decisions: list[tuple[str, Decision]]) -> dict[str, Any]:
-    decision = next(d for _, d in decisions if d.subject == row["decision_subject"])
-    return {
-        "customer": row["customer"],
-        "original": decision.original,
-        "duplicate": row["subject"],
-        "amount": {"minor": row["amount_minor"], "currency": row["currency"]},
-        "clause": decision.clause,
-        "rule": decision.rule,
-        "reason": decision.reason,
-        "stripe_id": row["stripe_id"],
-        "action": row["id"],
-        "decision": row["decision_id"],
-    }
-
-
-def _row(id_: str, decision: Decision) -> dict[str, Any]:
-    return {
-        "id": id_,
-        "customer": decision.customer,
-        "subject": decision.subject,
-        "original": decision.original,
-        "amount": msgspec.to_builtins(decision.amount),
-        "clause": decision.clause,
-        "rule": decision.rule,
-        "reason": decision.reason,
-    }
-
-
-def _left_alone(truth: list[Expected], decisions: list[tuple[str, Decision]]) -> list[dict[str, Any]]:
-    """Every seeded look-alike with why nothing was done: a decision's words, or that nothing pointed to a copy."""
-    none = {d.subject: (id_, d) for id_, d in decisions if d.verdict is Verdict.NONE}
-    rows = []
-    for case in truth:
-        if case.expect == "none":
-            id_, decision = none.pop(case.duplicate or "", (None, None))
-            said = decision is not None and not decision.reason.startswith("Withdrawn")
-            rows.append(
-                {
-                    "id": id_,
-                    "case": case.case,
-                    "subject": case.duplicate,
-                    "original": case.original,
-                    "rule": case.rule,
-                    "reason": decision.reason if decision is not None and said else "Nothing pointed to a copy.",
-                }
-            )
-    rest = [_row(id_, d) | {"case": ""} for id_, d in none.values() if not d.reason.startswith("Withdrawn")]
-    return [*rows, *rest]
-
-
-def _outcomes(decisions: list[tuple[str, Decision]], actions: list[Any]) -> dict[str, Outcome]:
-    sent: dict[tuple[str, str], Any] = {(a["decision_subject"], a["kind"]): a for a in actions if a["state"] == "sent"}
-    found = {}
-    for _, decision in decisions:
-        subject = decision.subject
-        refund, cancel = sent.get((subject, "refund")), sent.get((subject, "cancel_subscription"))
-        found[subject] = Outcome(
-            verdict=str(decision.verdict),
-            original=decision.original,
-            refunded_minor=refund["amount_minor"] if refund else 0,
-            canceled=cancel["subject"] if cancel else None,
-            reversed=(subject, "reverse_balance_credit") in sent,
-        )
-    return found
-
-
-# what a person sees ------------------------------------------------------------------------------------------------------
-
-
 def main(*, settings: Settings, once: bool, as_json: bool, options: DayOptions) -> int:
     """Run until Ctrl-C, or with `once` until the day is done. Returns the exit code. Raises FinalsaleError."""
     console = Console(stderr=as_json, highlight=False)
@@ -488,15 +280,15 @@ async def _run_real(settings: Settings, console: Console) -> int:
 async def _run_sandbox(settings: Settings, console: Console, *, once: bool, as_json: bool, options: DayOptions) -> int:
     console.print("Starting PostgreSQL, Valkey, the sandbox Stripe, web and worker ...")
     async with sandbox_run(settings, options) as run:
-        with _screen(console, live=console.is_terminal) as draw:
+        with screen(console, live=console.is_terminal) as draw:
             async for day in play_day(run, options):
-                draw(await _picture(run, day))
+                draw(await picture(run, day))
         done = await report(run)
         if as_json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(done), indent=2).decode() + "\n")
             sys.stdout.flush()
         else:
-            _print_report(console, done)
+            print_report(console, done)
         if not once:
             console.print(f"\nStill up: {run.deployment.endpoint}   sandbox: {run.sandbox.url}   Ctrl-C stops.")
             console.print(
@@ -505,104 +297,6 @@ async def _run_sandbox(settings: Settings, console: Console, *, once: bool, as_j
             )
             await _until_stopped()
         return 0 if done.ok else 1
-
-
-@contextlib.contextmanager
-def _screen(console: Console, *, live: bool) -> Iterator[Any]:
-    if not live:
-        yield lambda picture: None
-        return
-    with Live(console=console, auto_refresh=False, transient=True) as screen:
-        yield lambda picture: screen.update(picture, refresh=True)
-
-
-async def _picture(run: Run, day: dict[str, Any]) -> Group:
-    """One calm view: how far the day is, what arrived, what was decided last."""
-    try:
-        async with connection(run.pool) as conn:
-            inbox = await _inbox_states(conn)
-            last = await conn.fetch(
-                "select body from decisions where verdict <> 'none' order by decided_at desc limit 8"
-            )
-            sent = await conn.fetchval("select count(*) from actions where kind = 'refund' and state = 'sent'")
-    except FinalsaleError:
-        return Group(Text("Postgres is away; waiting"))
-    done = int(day["progress"] * 40)
-    head = Text.assemble(
-        ("A merchant's day  ", "bold"), "█" * done, ("░" * (40 - done), "dim"), f"  {day['progress']:.0%}\n"
-    )
-    head.append(
-        f"{sum(inbox.values()):>6} events arrived   {inbox.get('waiting', 0):>4} waiting   {sent:>3} refunds made\n",
-    )
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    for row in last:
-        decision = msgspec.json.decode(row["body"], type=Decision)
-        colour = "green" if decision.verdict is Verdict.REFUND else "yellow"
-        table.add_row(
-            Text(f"{decision.verdict:>6}", style=colour),
-            decision.rule,
-            str(decision.amount or ""),
-            _short(_because(decision.reason), 70),
-        )
-    return Group(head, table)
-
-
-def _print_report(console: Console, done: Report) -> None:
-    console.print(
-        f"\n[bold]{done.events} events, {done.payments} payments, {done.duplicates} duplicates, {done.seconds} s[/bold]\n"
-    )
-    table = _table("Refunded: exactly the duplicate part, exactly once")
-    for column in ("customer", "original", "duplicate", "amount", "clause"):
-        table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=True)
-    table.add_column("why", no_wrap=True)
-    table.add_column("refund", no_wrap=True)
-    room = max(24, console.width - 64)
-    for row in done.refunds:
-        ids = [_tail(row[name]) for name in ("customer", "original", "duplicate")]
-        clause = f"{row['clause']} {row['rule']}"
-        table.add_row(
-            *ids, str(Money(**row["amount"])), clause, _short(_because(row["reason"]), room), _tail(row["stripe_id"])
-        )
-    console.print(table)
-    table = _table("Waiting for a person")
-    for column in ("payment", "amount", "rule", "why"):
-        table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=column != "why")
-    for row in done.reviews:
-        amount = str(Money(**row["amount"])) if row["amount"] else ""
-        table.add_row(_tail(row["subject"]), amount, row["rule"], _because(row["reason"]))
-    console.print(table)
-    table = _table("Left alone")
-    for column in ("payment", "look-alike", "why"):
-        table.add_column(column, no_wrap=column == "payment")
-    for row in done.left_alone:
-        table.add_row(_tail(row["subject"]), row["case"], _because(row["reason"]))
-    console.print(table)
-    console.print("\n[bold]Checked against the sandbox's own books[/bold]")
-    for check in done.checks:
-        console.print(
-            f" {'[green]ok[/green]  ' if check.ok else '[red]FAIL[/red]'} {check.name}  [dim]{check.figure}[/dim]"
-        )
-
-
-def _table(title: str) -> Table:
-    return Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, padding=(0, 1), pad_edge=False)
-
-
-def _because(reason: str) -> str:
-    """The part of a reason that tells one row of a table from the next."""
-    for mark in ("A person must decide: ", "Nothing goes back: ", ": "):
-        if mark in reason:
-            return reason.partition(mark)[2]
-    return reason
-
-
-def _tail(id_: str | None) -> str:
-    """The end of an id: short enough for a table, long enough to be found."""
-    return f"…{id_[-7:]}" if id_ else ""
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 async def _until_stopped() -> None:

@@ -54,12 +54,13 @@ class _Page(msgspec.Struct):
 
 
 class StripeGateway:
-    """Reads and writes at Stripe for one key. Close with `aclose`."""
+    """Reads and writes at Stripe for one key. Close with `aclose`. A call is given up after `timeout_s`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         stripe.enable_telemetry = False  # it writes below the home directory, which is read-only in a container
         key = settings.stripe_api_key.get_secret_value() if settings.stripe_api_key else ""
         self.connected = bool(key)
+        self.timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
         self._key, self._base = key, settings.stripe_api_base
         self._client: stripe.StripeClient | None = None
@@ -70,13 +71,13 @@ class StripeGateway:
         if not self.connected:
             raise SettingsInvalid("STRIPE_API_KEY is not set: nothing can be read from Stripe or sent to it")
         if self._client is None:
-            timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, connect=5)
+            timeout = aiohttp.ClientTimeout(total=self.timeout_s, connect=5)
             self._session = aiohttp.ClientSession(timeout=timeout)
             self._client = stripe.StripeClient(
                 self._key,
                 stripe_version=API_VERSION,
                 base_addresses={"api": self._base.rstrip("/")},
-                http_client=stripe.AIOHTTPClient(timeout=CALL_TIMEOUT_S, session=self._session),
+                http_client=stripe.AIOHTTPClient(timeout=self.timeout_s, session=self._session),
                 max_network_retries=0,
             )
         return self._client
@@ -171,7 +172,7 @@ class StripeGateway:
         client = self._stripe()
         await self._limit(path).acquire()
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S + 1):
+            async with asyncio.timeout(self.timeout_s + 1):
                 answer = await client.raw_request_async("get", path, **filters, **_options(account))
         except stripe.StripeError as error:
             raise self._failure(path, error, wrote=False) from None
@@ -186,7 +187,7 @@ class StripeGateway:
     ) -> Reply:
         client = self._stripe()
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S + 1):
+            async with asyncio.timeout(self.timeout_s + 1):
                 answer = await client.raw_request_async(
                     method, path, **parameters, idempotency_key=key, **_options(account)
                 )
@@ -205,7 +206,7 @@ class StripeGateway:
         code = told.get("code") if isinstance(told, dict) else None
         self._count(path, status)
         sentence = f"{path}: {status or 'no answer'} {code or type(error).__name__}"
-        if status == 429:
+        if status in (401, 429):  # the key is being rolled, or the rate is too high: nothing happened, and it will pass
             return StripeUnavailable(sentence)
         if status == 409 and code == "idempotency_key_in_use":
             return OutcomeUnknown(sentence)

@@ -425,7 +425,7 @@ async def open_house(settings: Settings) -> AsyncIterator[Sandbox]:
 
 async def until(pool: Pool, query: str, within_s: float = 20) -> None:
     async with asyncio.timeout(within_s):
-        while not await pool.fetchval(query):  # noqa: ASYNC110 - what is waited for is another process's doing
+        while not await pool.fetchval(query):
             await asyncio.sleep(0.05)
 
 
