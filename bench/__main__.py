@@ -54,14 +54,15 @@ def show(results: list[dict[str, Any]]) -> None:
             f"{result['ratio']:.2f}",
             *pairs,
         )
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 120)
 
 
 def main() -> None:
     """Run, and print a table or one JSON document."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    parser.add_argument("--seconds", type=float, default=4.0, help="measured time of one round (default 4)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured time of one round (default 3)")
     arguments = parser.parse_args()
     results = asyncio.run(run(arguments.seconds))
     if arguments.json:

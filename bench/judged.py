@@ -23,6 +23,7 @@ from arq.worker import Worker, func
 
 from sandbox import Sandbox
 from sandbox.webhooks import snapshot_body
+from worker.inbox import pack
 
 ROUNDS = 3
 CUSTOMERS = 1500
@@ -75,7 +76,7 @@ async def _events() -> list[tuple[Any, ...]]:
     rows = []
     for event in made:
         created = datetime.fromtimestamp(event["created"], UTC)
-        rows.append((event["id"], "test", event["type"], event["api_version"], created, snapshot_body(event)))
+        rows.append((event["id"], "test", event["type"], event["api_version"], created, pack(snapshot_body(event))))
     return rows
 
 

@@ -29,9 +29,12 @@ from handlers.terms import Policy
 from worker.db import Connection, Pool, queries, transaction
 from worker.errors import DatabaseUnavailable
 from worker.failpoint import failpoint
+from worker.inbox import unpack
 
 BATCH = 200
 MAX_ATTEMPTS = 8
+SUSPECT_FROM = 2
+"""Attempts after which an event is tried alone when a worker begins after another one's death."""
 LOOKUP_DELAY_S = 30
 """A missing object is usually in the next event; Stripe is asked only where it has not come by then."""
 MAX_LOCK_ROUNDS = 6
@@ -73,7 +76,7 @@ async def drain(
 ) -> int:
     """Work off waiting events until none can be claimed. Returns how many were settled. Raises DatabaseUnavailable.
 
-    `careful` tries one event at a time and counts the attempt first: so a worker begins after a crash.
+    `careful` counts the attempts first, and tries alone what was counted before: so a worker begins after a crash.
     """
     total = 0
     while rounds is None or rounds > 0:
@@ -111,10 +114,7 @@ async def _bisect(pool: Pool, court: Court, event_ids: list[str], cause: Excepti
     middle = len(event_ids) // 2
     done = 0
     for half in (event_ids[:middle], event_ids[middle:]):
-        try:
-            done += await _work(pool, court, event_ids=half)
-        except _Bisect as poisoned:
-            done += await _bisect(pool, court, poisoned.event_ids, poisoned.cause)
+        done += await _attempt(pool, court, half)
     return done
 
 
@@ -125,18 +125,26 @@ def _our_words(cause: Exception) -> str:
 
 
 async def _drain_carefully(pool: Pool, court: Court, batch: int) -> int:
+    """One batch whose events are counted before they are touched; those that were counted before are tried alone."""
     async with transaction(pool) as connection:
         rows = await connection.fetch(queries.claim_events.sql, batch)
-    done = 0
-    for row in rows:
+        suspects = [row["event_id"] for row in rows if row["attempts"] >= SUSPECT_FROM]
+        others = [row["event_id"] for row in rows if row["attempts"] < SUSPECT_FROM]
+        await connection.execute(queries.mark_attempts.sql, others)
+    done = await _attempt(pool, court, others) if others else 0
+    for event_id in suspects:
         async with transaction(pool) as connection:
-            state = await connection.fetchval(queries.mark_attempt.sql, MAX_ATTEMPTS, row["event_id"])
+            state = await connection.fetchval(queries.mark_attempt.sql, MAX_ATTEMPTS, event_id)
         if state == "waiting":
-            try:
-                done += await _work(pool, court, event_ids=[row["event_id"]])
-            except _Bisect as poisoned:
-                done += await _bisect(pool, court, poisoned.event_ids, poisoned.cause)
+            done += await _attempt(pool, court, [event_id])
     return done
+
+
+async def _attempt(pool: Pool, court: Court, event_ids: list[str]) -> int:
+    try:
+        return await _work(pool, court, event_ids=event_ids)
+    except _Bisect as poisoned:
+        return await _bisect(pool, court, poisoned.event_ids, poisoned.cause)
 
 
 async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str] | None = None) -> int:
@@ -200,7 +208,7 @@ async def _settle_events(connection: Connection, court: Court, rows: Sequence[as
     outcomes: list[tuple[str, str, str | None]] = []
     for row in rows:
         try:
-            told = parse_event(row["payload"])
+            told = parse_event(unpack(row["payload"]))
         except Unreadable as unreadable:
             outcomes.append((row["event_id"], "quarantined", str(unreadable)))
             log.warning("event.quarantined", event_id=row["event_id"], field=unreadable.field)

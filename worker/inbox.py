@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import asyncpg
+import lz4.block
 import msgspec
 
 from worker.db import Connection, queries, session_settings
@@ -259,7 +260,12 @@ async def _insert(connection: Connection, kind: Kind, rows: Sequence[Row]) -> in
     """Insert rows of one kind; how many were new. What they share is sent once: the driver's cost is in the elements of arrays."""
     event_ids, types, created_s, payloads, _ = zip(*rows, strict=True)
     status: str = await queries.store_events(
-        connection, event_ids=event_ids, types=types, created_s=created_s, payloads=payloads, **kind._asdict()
+        connection,
+        event_ids=event_ids,
+        types=types,
+        created_s=created_s,
+        payloads=[pack(payload) for payload in payloads],
+        **kind._asdict(),
     )
     return int(status.rpartition(" ")[2])  # "INSERT 0 25"
 
@@ -270,3 +276,18 @@ async def store_rows(connection: Connection, rows: Sequence[Row]) -> int:
     for row in rows:
         kinds.setdefault(row.kind, []).append(row)
     return sum([await _insert(connection, kind, alike) for kind, alike in kinds.items()])
+
+
+def pack(body: bytes) -> bytes:
+    """A body as the inbox keeps it: a byte 1 and an lz4 block, where that is shorter; otherwise the body as it is.
+
+    Done here, since a third of the bytes to send, log and sync is worth more than the 5 us it costs, and not every
+    Postgres is built with lz4.
+    """
+    packed: bytes = b"\x01" + lz4.block.compress(body)
+    return packed if len(packed) < len(body) else body
+
+
+def unpack(stored: bytes) -> bytes:
+    """The inverse of `pack`: the very bytes that were signed. JSON never begins with a byte 1."""
+    return bytes(lz4.block.decompress(stored[1:])) if stored[:1] == b"\x01" else stored

@@ -155,7 +155,7 @@ class WorkerProcess:
                 event.clear()
 
     async def _carefully_first(self) -> None:
-        """After a worker's death the oldest events are tried one by one and counted before they are touched.
+        """After a worker's death the oldest events are counted before they are touched, the suspects tried alone.
 
         A worker that ends well takes its row with it; one that an event killed left its row, and nothing else.
         """

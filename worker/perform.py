@@ -251,7 +251,8 @@ class Performer:
         why = "refunds wait for a person's yes"
         if row["first_sent_at"] is not None:
             return await self._to_person(conn, row, f"its outcome was unknown, and {why}")
-        await queries.wait_for_person(conn, id=row["id"], error=why)
+        subject = row["decision_subject"]
+        await queries.wait_for_person(conn, realm=row["realm"], decision_subject=subject, step=row["step"], error=why)
         return why
 
     async def _why_not_so_much(self, conn: Connection, row: Any, file: CustomerFile) -> str | None:

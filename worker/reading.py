@@ -15,6 +15,7 @@ from handlers.decisions import Decision, Money
 from handlers.terms import Policy
 from worker.db import Connection, queries
 from worker.errors import Permanent
+from worker.inbox import unpack
 from worker.log import _PRIVATE_KEYS, masked
 from worker.settings import Settings
 
@@ -201,7 +202,7 @@ async def event(conn: Connection, id_: str, *, payload: bool = False) -> Documen
     document = _event_document(row)
     if payload:
         try:
-            document["payload"] = without_personal_data(msgspec.json.decode(row["payload"]))
+            document["payload"] = without_personal_data(msgspec.json.decode(unpack(row["payload"])))
         except (ValueError, RecursionError):
             document["payload"] = None
     return document

@@ -14,6 +14,7 @@ from handlers.payments import Payment
 from worker.book import Book, answer, decided, is_about, open_book, payment_document, stored_document
 from worker.db import Connection, queries
 from worker.drain import Court
+from worker.inbox import unpack
 from worker.reading import Document, NotFound, action_story, decoded, fetch, without_personal_data
 from worker.review import find
 
@@ -66,7 +67,7 @@ async def _event(conn: Connection, id_: str) -> tuple[Document, str | None]:
     if row["error"]:
         story += f" ({row['error']})"
     try:
-        told = parse_event(row["payload"])
+        told = parse_event(unpack(row["payload"]))
         subject = told.fact.id if told.fact is not None else told.hint.id if told.hint is not None else None
     except Unreadable as unreadable:
         story, subject = f"{story} It cannot be read: {unreadable.field}.", None

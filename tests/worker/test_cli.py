@@ -26,6 +26,7 @@ from tests.worker.books import tell
 from worker.cli import main
 from worker.db import Pool
 from worker.embedded import EmbeddedServers
+from worker.inbox import unpack
 from worker.reading import NotUnderstood, moment
 
 ROOT = Path(__file__).parents[2]
@@ -329,7 +330,9 @@ async def test_events_are_imported_once_from_every_form_of_file(
         **dict.fromkeys(("evt_0", "evt_1", "evt_2"), "waiting"),
         "evt_live": "ignored",
     }
-    assert json.loads(await pool.fetchval("select payload from inbox where event_id = 'evt_1'"))["id"] == "evt_1"
+    assert (
+        json.loads(unpack(await pool.fetchval("select payload from inbox where event_id = 'evt_1'")))["id"] == "evt_1"
+    )
 
 
 async def test_a_single_event_is_a_file_too(pool: Pool, cli: Cli, tmp_path: Path) -> None:

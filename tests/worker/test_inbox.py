@@ -6,9 +6,11 @@ import asyncio
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker.db import Pool
-from worker.inbox import MAX_BATCH_ROWS, MAX_PENDING_BYTES, Commit, Inbox, Kind, Outcome, Row
+from worker.inbox import MAX_BATCH_ROWS, MAX_PENDING_BYTES, Commit, Inbox, Kind, Outcome, Row, pack, unpack
 
 TEST_MODE = Kind("test", None, None)
 
@@ -150,3 +152,9 @@ async def test_a_poisonous_row_among_several_kinds_leaves_no_half_batch(database
     await inbox.close()
     assert [place for place, outcome in enumerate(outcomes) if outcome is not Outcome.COMMITTED] == [7]
     assert await stored(pool) == {f"evt_{number}" for number in range(10) if number != 7}
+
+
+@given(st.binary(max_size=4096))
+def test_what_is_packed_unpacks_to_the_very_bytes(tail: bytes) -> None:
+    for body in (b"{" + tail, b"{" + tail * 8 + b"}"):
+        assert unpack(pack(body)) == body

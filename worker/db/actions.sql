@@ -66,7 +66,9 @@ where id = :id and state in ('planned', 'sending');
 update actions set key_since = now() - interval '24 hours' where id = :id and state = 'sending';
 
 -- name: wait_for_person!
-update actions set state = 'proposed', error = :error where id = :id and state = 'planned' and first_sent_at is null;
+-- This step and every later one of the same decision: one yes is for all of them.
+update actions set state = 'proposed', error = :error
+where realm = :realm and decision_subject = :decision_subject and step >= :step and state = 'planned' and first_sent_at is null;
 
 -- name: to_review!
 -- This step needs a person, and so does every later step of the same decision. What an earlier step did is said with it.
@@ -79,8 +81,8 @@ where state in ('planned', 'sending', 'sent') and (id = :id or (realm = :realm a
     and step > :step and state = 'planned'));
 
 -- name: take_lookups
--- Taken for half a minute: whoever dies over one leaves it to the others.
-update lookups set next_at = now() + interval '30 seconds'
+-- Taken for a moment: whoever dies over one leaves it to the others.
+update lookups set next_at = now() + interval '10 seconds'
 where (realm, kind, id) in (
     select realm, kind, id from lookups where state = 'waiting' and next_at <= now() and realm ~ :realms
     order by next_at limit :batch for update skip locked)

@@ -28,6 +28,9 @@ update inbox set attempts = attempts + 1,
                  error = :error
 where event_id = :event_id and state = 'waiting';
 
+-- name: mark_attempts!
+update inbox set attempts = attempts + 1 where event_id = any(:event_ids::text[]) and state = 'waiting';
+
 -- name: mark_attempt!
 -- Before an event is tried alone after a crash: an event that kills its worker must not go uncounted.
 update inbox set attempts = attempts + 1,

@@ -69,19 +69,12 @@ async def current_revision(connection: Connection) -> str | None:
 
 
 def run_sql(name: str) -> None:
-    """Run a file of `versions` in the current migration's transaction; it may hold any number of statements.
-
-    A server built without lz4 keeps those columns uncompressed instead.
-    """
+    """Run a file of `versions` in the current migration's transaction; it may hold any number of statements."""
     from alembic import op  # Alembic and SQLAlchemy are needed by `migrate` alone, and cost the web process 30 MB
 
     connection = op.get_bind()
-    methods = connection.exec_driver_sql(  # also begins the transaction, which SQLAlchemy does with its first statement
-        "select array_to_string(enumvals, ',') from pg_settings where name = 'default_toast_compression'"
-    ).scalar_one()
+    connection.exec_driver_sql("select 1")  # begins the transaction, which SQLAlchemy does with its first statement
     script = (VERSIONS / name).read_text(encoding="utf-8")
-    if "lz4" not in methods.split(","):
-        script = script.replace(" compression lz4", " storage external")
 
     async def execute(raw: Any) -> None:
         await raw.execute(script)

@@ -8,7 +8,7 @@ create table inbox (
     api_version  text,
     created_at   timestamptz not null,             -- Stripe's clock
     received_at  timestamptz not null default now(),
-    payload      bytea compression lz4 not null,   -- the bytes as signed; bytea, since text and jsonb refuse \u0000
+    payload      bytea storage external not null,  -- the bytes as signed, packed by worker.inbox.pack; Postgres need not try again
     state        text not null default 'waiting'
                  check (state in ('waiting', 'done', 'ignored', 'quarantined', 'dead')),
     attempts     smallint not null default 0,
@@ -31,7 +31,7 @@ create table objects (
     reference_a text collate "C",
     reference_b text collate "C",
     as_of       bigint not null,                   -- Stripe's clock, seconds
-    body        bytea compression lz4 not null,    -- handlers.customer.encode(fact)
+    body        bytea not null,    -- handlers.customer.encode(fact)
     primary key (realm, id)
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 comment on table objects is 'The newest telling of every Stripe object we read, folded; all rows of one customer are that customer''s file.';
@@ -59,7 +59,7 @@ create table decisions (
     verdict        text not null check (verdict in ('refund', 'review', 'deny', 'none')),
     policy_version text not null,
     fingerprint    text not null,
-    body           bytea compression lz4 not null, -- handlers.decisions.Decision as JSON
+    body           bytea not null, -- handlers.decisions.Decision as JSON
     decided_at     timestamptz not null default now(),
     unique (realm, subject, revision)
 );
