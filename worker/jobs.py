@@ -178,9 +178,10 @@ class WorkerProcess:
 
     async def _perform_once(self) -> None:
         assert self.performer is not None
-        while not self.stopping.is_set() and await self.performer.perform_due():
-            pass
-        await self.performer.look_up_due()
+        while not self.stopping.is_set():
+            performed = await self.performer.perform_due()
+            if not await self.performer.look_up_due() and not performed:
+                return
 
     async def _sweep_once(self) -> None:
         """What no event brings: files whose time has come, and objects that now know whose they are."""

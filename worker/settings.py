@@ -20,7 +20,7 @@ def _named(variable: str) -> AliasChoices:
 
 
 class Settings(BaseSettings):
-    """What an operator may set. Every field is documented in docs/settings.md under its environment variable."""
+    """What an operator may set; the README says what each is for."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True)
 

@@ -15,12 +15,14 @@ import pytest
 import worker.drain
 from handlers.customer import AnyFact, Charge, CustomerFile, Dispute
 from handlers.decisions import Judgement
+from handlers.duplicates import judge
+from handlers.events import parse_event
 from sandbox.webhooks import snapshot_body
 from tests.handlers.history import DAY, MINUTE, History
 from tests.stripe_sender import thin_event
 from tests.worker.books import court
 from tests.worker.merchant import Merchant, merchant, store
-from worker.db import Pool, connect_pool, connection, transaction
+from worker.db import Pool, connect_pool, connection, queries, transaction
 from worker.drain import MAX_ATTEMPTS, drain, settle
 from worker.errors import DatabaseUnavailable
 from worker.jobs import WorkerProcess
@@ -170,19 +172,42 @@ async def test_a_late_older_event_changes_nothing(m: Merchant) -> None:
 
 async def test_two_customers_of_one_person_drained_at_the_same_instant_make_one_refund(m: Merchant) -> None:
     """D4, eight times: each worker brings one of the two customers, with a person's id that nobody has seen yet."""
-    sides: list[list[Obj]] = [[], []]
+    sides: list[list[list[Obj]]] = [[], []]
     laters = []
     for number in range(8):
         for side in sides:
             sub = m.buy(m.customer(), f"person{number}")
-            side.append(m.news())  # type: ignore[arg-type]  # one list of events for each customer
+            side.append(m.news())
         laters.append(m.charge_of(sub)["id"])
     for pair in zip(*sides, strict=True):
-        await asyncio.gather(
-            *(one_worker(m, events) for events in pair)  # type: ignore[arg-type]  # as above
-        )
+        await asyncio.gather(*(one_worker(m, events) for events in pair))
     await m.perform(3)
     assert sorted(r["charge"] for r in m.refunds) == sorted(laters)
+
+
+async def test_a_worker_with_the_same_person_waits_for_the_other_and_sees_what_he_brought(m: Merchant) -> None:
+    histories: list[list[Any]] = []
+    for when, customer in ((0, "cus_A"), (42, "cus_B")):
+        history = History()
+        history._count = dict.fromkeys(("sub", "in", "ch", "pi", "inpay", "il"), when)
+        history.customer(customer)
+        history.subscribe(when, customer=customer, metadata={"user_id": "u1"})
+        histories.append(list(history.tellings))
+
+    async def second() -> None:
+        async with transaction(m.pool) as conn:
+            await settle(conn, m.court, "test", histories[1])
+
+    async with connection(m.pool) as first:
+        passing = first.transaction()
+        await passing.start()
+        await settle(first, m.court, "test", histories[0])
+        task = asyncio.create_task(second())
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        await passing.commit()
+        await task
+    assert list((await m.verdicts()).values()) == ["refund"]
 
 
 async def one_worker(m: Merchant, events: list[Obj]) -> None:
@@ -244,7 +269,7 @@ async def test_two_tellings_of_one_ownerless_object_at_once_lose_neither(m: Merc
     tellings = [e for e in m.news() if e["type"] in ("refund.created", "refund.failed")]
     if newest_first:
         tellings.reverse()
-    facts = [worker.drain.parse_event(snapshot_body(event)).fact for event in tellings]
+    facts = [parse_event(snapshot_body(event)).fact for event in tellings]
     assert facts[0] is not None
     async with connection(m.pool) as first:
         passing = first.transaction()
@@ -256,7 +281,7 @@ async def test_two_tellings_of_one_ownerless_object_at_once_lose_neither(m: Merc
         assert not task.done()
         await passing.commit()
         assert await task == 1
-    (body,) = await m.pool.fetchrow("select body from objects where kind = 'refund'")
+    body = await m.pool.fetchval("select body from objects where kind = 'refund'")
     assert json.loads(body)["status"] == "failed"
 
 
@@ -267,7 +292,7 @@ async def test_an_ownerless_object_that_is_joined_and_told_again_at_once_loses_n
     events = m.news()
     created, failed = pick(events, "refund.created"), pick(events, "refund.failed")
     await m.hear(created)
-    fact = worker.drain.parse_event(snapshot_body(failed[0])).fact
+    fact = parse_event(snapshot_body(failed[0])).fact
     assert fact is not None
     async with connection(m.pool) as first:
         passing = first.transaction()
@@ -279,7 +304,7 @@ async def test_an_ownerless_object_that_is_joined_and_told_again_at_once_loses_n
         await passing.commit()
         await task
     await sweep(m)
-    row = await m.pool.fetchrow("select customer, body from objects where kind = 'refund'")
+    (row,) = await m.pool.fetch("select customer, body from objects where kind = 'refund'")
     assert (row["customer"], json.loads(row["body"])["status"]) == (second["customer"], "failed")
 
 
@@ -372,12 +397,11 @@ async def test_an_event_that_lacks_a_field_is_quarantined_with_its_name_and_stop
 async def test_an_event_that_breaks_the_judge_is_found_by_halving_tried_eight_times_and_then_dead(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = worker.drain.judge
 
     def breaks(file: CustomerFile, *args: Any, **named: Any) -> Judgement:
         if "cus_bad" in {charge.customer for charge in file.charges.values()}:
             raise ZeroDivisionError("secret words of a customer")
-        return original(file, *args, **named)
+        return judge(file, *args, **named)
 
     monkeypatch.setattr(worker.drain, "judge", breaks)
     good = [charge_event(f"evt_{n}", id=f"ch_{n}", customer=f"cus_{n}") for n in range(12)]
@@ -432,10 +456,9 @@ async def harmful(pool: Pool, harm: str) -> None:
 async def test_a_value_that_the_driver_refuses_is_no_outage(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """asyncpg reports a value it cannot send as an error of its interface, which is also how it reports a lost connection."""
     bad = msgspec.structs.replace(guests_charge(10, "cus_bad"), as_of=2**70)
-    original = worker.drain.parse_event
 
     def poisoned(payload: bytes) -> Any:
-        told = original(payload)
+        told = parse_event(payload)
         return msgspec.structs.replace(told, fact=bad) if told.event_id == "evt_bad" else told
 
     monkeypatch.setattr(worker.drain, "parse_event", poisoned)
@@ -455,7 +478,7 @@ async def test_ten_thousand_events_that_are_not_due_do_not_hide_one_that_is(pool
     await pool.execute("analyze inbox")
     await store(pool, charge_event("evt_1"))
     assert await drain(pool, court()) == 1
-    plan = await pool.fetch(f"explain {worker.drain.queries.claim_events.sql.replace('$1', '200')}")
+    plan = await pool.fetch(f"explain {queries.claim_events.sql.replace('$1', '200')}")
     assert "inbox_waiting" in "".join(row[0] for row in plan)
 
 
@@ -466,12 +489,11 @@ async def test_a_file_that_cannot_be_judged_stops_no_other_wake_up(
     m.double_click("u2")
     await m.hear()
     bad, good = [row["id"] for row in await m.pool.fetch("select id from objects where kind = 'customer' order by id")]
-    original = worker.drain.judge
 
     def breaks(file: CustomerFile, *args: Any, **named: Any) -> Judgement:
         if bad in file.customers:
             raise ZeroDivisionError
-        return original(file, *args, **named)
+        return judge(file, *args, **named)
 
     monkeypatch.setattr(worker.drain, "judge", breaks)
     await m.pool.execute(
