@@ -52,6 +52,8 @@ MAX_FAILURES = 20
 """How often something may go wrong on our side, with growing distance, before a person has to look."""
 LOOK_KEEPS_S = 30.0
 """A last look that is older than this when its turn comes proves nothing any more."""
+SECOND_LOOK_AFTER_S = 5.0
+"""Between a last look that changed a decision and the next, which must find it unchanged: webhooks on their way arrive meanwhile."""
 SIDE_BY_SIDE = 6
 READS_SIDE_BY_SIDE = 6
 GONE_WRONG = ("failed", "canceled")
@@ -217,11 +219,14 @@ class Performer:
         if again and (changed := await self._why_not_again(conn, row, now, file)):
             return changed
         if row["first_sent_at"] is None and _answer(before) != _answer(now.decision):
-            # rule 8: another answer stops it. What it says now begins anew, with its own time to settle
+            # rule 8: another answer stops it. What it says now has to be confirmed by a look of its own, and where
+            # somebody gave back a part by hand, that has its time to settle too
             terms = self.court.policy.terms_for(CustomerId(row["customer"]), row["now_s"])
-            settle_s = float(terms.duplicates.settle) if terms else 0.0
+            settle_s = terms.duplicates.settle if terms else 0
+            by_hand = [r.created for r in file.refunds.values() if r.charge == row["subject"]]
+            wait_s = max([SECOND_LOOK_AFTER_S, *(created + settle_s - row["now_s"] for created in by_hand)])
             why = f"the last look found other facts: {now.decision.reason}"
-            await self._postpone(conn, row["id"], why, settle_s)
+            await self._postpone(conn, row["id"], why, float(wait_s))
             return why
         if self.court.refunds != "auto" and not row["approved_by"]:
             return await self._waits_for_yes(conn, row)

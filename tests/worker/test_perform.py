@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -380,13 +381,12 @@ async def test_a_scope_that_only_the_checkout_session_tells_stops_it_too(m: Merc
     assert list((await m.verdicts()).values()) == ["none"]
 
 
-async def test_another_amount_stops_it_and_begins_anew_with_its_own_time_to_settle(
-    settings: Settings, pool: Pool
-) -> None:
-    """A part went back by hand: what is sent in the end is the rest, after the new decision had its ten minutes."""
+async def test_a_part_given_back_by_hand_stops_it_until_that_has_settled_too(settings: Settings, pool: Pool) -> None:
+    """What is sent in the end is the rest, ten minutes after somebody was at it by hand."""
     async with merchant(settings, pool, policy=policy_with(('settle = "0s"', 'settle = "10m"'))) as m:
         _, second = m.double_click()
         await m.hear()
+        m.books.set_clock(int(time.time()), running=False)
         m.books.create_refund(m.charge_of(second), 900)
         m.lose()
         await m.perform()
