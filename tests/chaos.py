@@ -36,17 +36,17 @@ async def chaotic_day(
     settings = Settings(state_dir=state_dir, port=0)
     done: Counter[str] = Counter()
     async with sandbox_run(settings, options, workers=2) as run:
-        monkey = asyncio.create_task(_break_things(run, random.Random(options.seed), every_s, faults, done))
+        over = asyncio.Event()
+        monkey = asyncio.create_task(_break_things(run, random.Random(options.seed), every_s, faults, done, over))
         try:
             async for day in play_day(run, options):
                 if day["state"] == "done" and not monkey.done():
                     left = await _left(run)
                     if left < 50 or sum(done.values()) > 2000:
-                        monkey.cancel()  # the day is over: now everything must come to rest by itself
+                        over.set()  # the day is over: now everything must come to rest by itself
         finally:
-            monkey.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await monkey
+            over.set()
+            await monkey  # never cancelled: what it stopped it starts again
         return await report(run), done
 
 
@@ -56,11 +56,14 @@ async def _left(run: Run) -> int:
 
 
 async def _break_things(
-    run: Run, rng: random.Random, every_s: float, faults: tuple[str, ...], done: Counter[str]
+    run: Run, rng: random.Random, every_s: float, faults: tuple[str, ...], done: Counter[str], over: asyncio.Event
 ) -> None:
     weights = [WEIGHTS[FAULTS.index(fault)] for fault in faults]
     while True:
-        await asyncio.sleep(rng.expovariate(1 / every_s))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rng.expovariate(1 / every_s)):
+                await over.wait()
+                return
         fault = rng.choices(faults, weights)[0]
         with contextlib.suppress(asyncpg.PostgresError, OSError, ConnectionError):
             await _make(run, rng, fault)

@@ -23,21 +23,21 @@ from worker.stripe_gateway import StripeGateway
 
 @pytest.fixture
 async def m(settings: Settings, pool: Pool) -> AsyncIterator[Merchant]:
-    async with merchant(settings, pool, timeout_s=1.0) as made:
+    async with merchant(settings, pool, timeout_s=0.5) as made:
         yield made
 
 
 @pytest.fixture
 async def reversing(settings: Settings, pool: Pool) -> AsyncIterator[Merchant]:
     """A merchant whose policy takes Stripe's balance credit back by itself (D1)."""
-    async with merchant(settings, pool, timeout_s=1.0, policy=REVERSING) as made:
+    async with merchant(settings, pool, timeout_s=0.5, policy=REVERSING) as made:
         yield made
 
 
 @pytest.fixture
 async def by_hand(settings: Settings, pool: Pool) -> AsyncIterator[Merchant]:
     """A merchant whose refunds wait for a person."""
-    async with merchant(settings, pool, timeout_s=1.0, refunds="review") as made:
+    async with merchant(settings, pool, timeout_s=0.5, refunds="review") as made:
         yield made
 
 
@@ -71,7 +71,7 @@ FAULTS = (
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_a_refund_whose_answer_is_lost_is_made_once(m: Merchant, kind: str) -> None:
     _, second = m.double_click()
-    m.fault({"kind": kind, "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 3})
+    m.fault({"kind": kind, "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 2})
     await m.to_the_end()
     await assert_done(m, second)
     assert sum(c["executed"] for c in m.calls("/refunds")) == 1
@@ -80,7 +80,7 @@ async def test_a_refund_whose_answer_is_lost_is_made_once(m: Merchant, kind: str
 @pytest.mark.parametrize("kind", ["500_after", "500_before", "timeout_after", "reset", "429"])
 async def test_a_cancellation_whose_answer_is_lost_is_made_once(m: Merchant, kind: str) -> None:
     _, second = m.double_click()
-    m.fault({"kind": kind, "path": "/v1/subscriptions/*", "method": "DELETE", "times": 1, "hold_s": 3})
+    m.fault({"kind": kind, "path": "/v1/subscriptions/*", "method": "DELETE", "times": 1, "hold_s": 2})
     await m.to_the_end()
     await assert_done(m, second)
     assert sum(c["executed"] for c in m.calls(second["id"], "DELETE")) == 1
@@ -90,7 +90,7 @@ async def test_a_cancellation_whose_answer_is_lost_is_made_once(m: Merchant, kin
 async def test_a_balance_reversal_whose_answer_is_lost_is_made_once(reversing: Merchant, kind: str) -> None:
     m = reversing
     invoice, charge = m.paid_twice(credit=True)
-    m.fault({"kind": kind, "path": "*/balance_transactions", "method": "POST", "times": 1, "hold_s": 3})
+    m.fault({"kind": kind, "path": "*/balance_transactions", "method": "POST", "times": 1, "hold_s": 2})
     await m.to_the_end()
     assert amounts(m) == [(2900, charge["id"])]
     assert m.books.by_id[invoice["customer"]]["balance"] == 0
@@ -101,11 +101,11 @@ async def test_a_key_that_is_still_in_flight_is_waited_for(m: Merchant) -> None:
     """Stripe is slow: we hang up, ask again, hear 409, and find the one refund at last."""
     _, second = m.double_click()
     await m.hear()
-    m.fault({"kind": "latency", "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 2.5})
+    m.fault({"kind": "latency", "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 2.0})
     await m.perform(2)
     assert [c["status"] for c in m.calls("/refunds")][-1] == 409
     assert await m.actions() == {"refund": "sending", "cancel_subscription": "planned"}
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.2)
     await m.to_the_end()
     await assert_done(m, second)
 
@@ -168,7 +168,7 @@ async def test_a_key_that_is_being_rolled_sends_nothing_to_people(m: Merchant, s
 async def lost_answer(m: Merchant, kind: str) -> Any:
     """A refund is sent and its answer lost; nothing of it is heard. Returns the later subscription."""
     _, second = m.double_click()
-    m.fault({"kind": kind, "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 3})
+    m.fault({"kind": kind, "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 2})
     await m.hear()
     await m.perform()
     m.lose()
@@ -214,7 +214,7 @@ async def test_a_hand_refund_after_the_crash_leaves_it_to_a_person(m: Merchant, 
     pack = m.books.new_price(m.books.new_product("Pack")["id"], "usd", 5000, id_="price_pack_x")
     m.buy(customer)
     second = m.buy(customer, extra=[(pack, 1)])
-    m.fault({"kind": "timeout_before", "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 3})
+    m.fault({"kind": "timeout_before", "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 2})
     await m.hear()
     await m.perform()
     m.books.create_refund(m.charge_of(second), 2900)  # support, meanwhile
@@ -635,7 +635,7 @@ async def test_facts_that_change_between_reversal_and_refund_stop_the_refund(rev
 async def test_a_credit_that_was_spent_after_a_lost_answer_is_not_taken_back(reversing: Merchant) -> None:
     m = reversing
     invoice, _ = m.paid_twice(credit=True)
-    m.fault({"kind": "timeout_before", "path": "*/balance_transactions", "method": "POST", "times": 1, "hold_s": 3})
+    m.fault({"kind": "timeout_before", "path": "*/balance_transactions", "method": "POST", "times": 1, "hold_s": 2})
     await m.hear()
     await m.look_up()
     await m.perform()
@@ -710,7 +710,7 @@ async def test_an_action_that_cannot_be_carried_out_holds_up_no_other_and_ends_w
 async def test_a_cancelled_worker_leaves_no_lock_behind(m: Merchant) -> None:
     _, second = m.double_click()
     await m.hear()
-    m.fault({"kind": "timeout_before", "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 3})
+    m.fault({"kind": "timeout_before", "path": "/v1/refunds", "method": "POST", "times": 1, "hold_s": 2})
     task = asyncio.create_task(m.performer.perform_due())
     async with asyncio.timeout(5):
         while (await m.refund_row())["state"] != "sending":
@@ -797,32 +797,37 @@ async def test_the_database_refuses_a_second_refund_row_for_a_charge(m: Merchant
         )
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "update actions set amount_minor = 1",
-        "update actions set currency = 'eur'",
-        "update actions set parameters = '{}'",
-        "update actions set subject = 'ch_x'",
-        "update actions set customer = 'cus_x'",
-        "update actions set refunded_before_minor = 7",
-        "update actions set first_sent_at = null",
-        "update actions set state = 'planned' where kind = 'refund'",
-        "update actions set stripe_id = 're_other' where kind = 'refund'",
-        "update actions set stripe_id = null where kind = 'refund'",
-        "update actions set generation = 0",
-        "delete from actions",
-        "truncate actions cascade",
-        "delete from decisions",
-        "update decisions set verdict = 'none'",
-    ],
+CHANGES = (
+    "update actions set amount_minor = 1",
+    "update actions set currency = 'eur'",
+    "update actions set parameters = '{}'",
+    "update actions set subject = 'ch_x'",
+    "update actions set customer = 'cus_x'",
+    "update actions set refunded_before_minor = 7",
+    "update actions set first_sent_at = null",
+    "update actions set state = 'planned' where kind = 'refund'",
+    "update actions set stripe_id = 're_other' where kind = 'refund'",
+    "update actions set stripe_id = null where kind = 'refund'",
+    "update actions set generation = 0",
+    "delete from actions",
+    "truncate actions cascade",
+    "delete from decisions",
+    "update decisions set verdict = 'none'",
 )
-async def test_the_database_refuses_to_change_what_was_sent(m: Merchant, change: str) -> None:
+
+
+async def test_the_database_refuses_to_change_what_was_sent(m: Merchant) -> None:
     m.double_click()
     await m.to_the_end()
     assert await m.actions() == {"refund": "sent", "cancel_subscription": "sent"}
-    with pytest.raises((asyncpg.RestrictViolationError, asyncpg.CheckViolationError)):
-        await m.pool.execute(change)
+    let_through = []
+    for change in CHANGES:
+        try:
+            await m.pool.execute(change)
+            let_through.append(change)
+        except (asyncpg.RestrictViolationError, asyncpg.CheckViolationError):
+            pass
+    assert let_through == []
 
 
 async def test_a_refund_that_exists_at_stripe_is_never_planned_again(m: Merchant) -> None:
