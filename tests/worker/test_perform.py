@@ -726,9 +726,9 @@ async def test_a_cancelled_worker_leaves_no_lock_behind(m: Merchant) -> None:
 async def test_no_transaction_is_open_while_stripe_is_asked(m: Merchant) -> None:
     m.double_click()
     await m.hear()
-    m.fault({"kind": "latency", "path": "/v1/charges/*", "hold_s": 0.6})
+    m.fault({"kind": "latency", "path": "/v1/charges/*", "hold_s": 0.4})
     task = asyncio.create_task(m.performer.perform_due())
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.2)
     assert await m.pool.fetchval("select count(*) from pg_stat_activity where state like 'idle in transaction%'") == 0
     await task
 
