@@ -128,8 +128,10 @@ def run(
 @app.command(group=RUNNING)
 def web() -> None:
     """The web process: take in Stripe's events on PORT until SIGTERM."""
+    from worker.jobs import read_policy
     from worker.web import serve
 
+    read_policy(settings_of_environment())  # a deployment whose policy cannot be read must not look healthy
     _serve(serve)
 
 

@@ -110,7 +110,7 @@ async def report(run: Run) -> Report:
             ],
             [_at_stripe(refund) for refund in books["objects"].get("refund", [])],
         ),
-        *compare_truth(truth, _outcomes(decisions, actions)),
+        *compare_truth(truth, _outcomes(decisions, actions, run.settings.refunds)),
     ]
     return Report(
         events=len(known),
@@ -209,8 +209,14 @@ def _left_alone(truth: list[Expected], decisions: list[tuple[str, Decision]]) ->
     return [*rows, *rest]
 
 
-def _outcomes(decisions: list[tuple[str, Decision]], actions: list[Any]) -> dict[str, Outcome]:
-    sent: dict[tuple[str, str], Any] = {(a["decision_subject"], a["kind"]): a for a in actions if a["state"] == "sent"}
+def _outcomes(decisions: list[tuple[str, Decision]], actions: list[Any], refunds: str) -> dict[str, Outcome]:
+    """What was sent, and with FINALSALE_REFUNDS=review what a proved duplicate has ready for a person's yes."""
+    proved = {d.subject for _, d in decisions if d.verdict is Verdict.REFUND and refunds == "review"}
+    sent: dict[tuple[str, str], Any] = {
+        (a["decision_subject"], a["kind"]): a
+        for a in actions
+        if a["state"] == "sent" or (a["state"] == "proposed" and a["decision_subject"] in proved)
+    }
     found = {}
     for _, decision in decisions:
         subject = decision.subject

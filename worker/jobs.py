@@ -217,7 +217,7 @@ class WorkerProcess:
 
     async def _beat_once(self) -> None:
         async with connection(self.pool) as conn:
-            detail = f"{socket.gethostname()} pid {os.getpid()}, {'rung' if self.rung else 'polling'}"
+            detail = f"{socket.gethostname()} pid {os.getpid()}, {'rung' if self.rung else 'polling'}, refunds {self.settings.refunds}, policy {self.settings.policy or 'shipped'}"
             await queries.beat(conn, id=self.id, role="worker", detail=detail)
 
     async def _nightly_once(self) -> None:
@@ -287,7 +287,14 @@ def _arq_worker(pool: Any, bell: asyncio.Event) -> Worker:
 
 
 async def work(settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
-    """Run one worker until SIGTERM or SIGINT, then end within STOP_WITHIN_S; waits for Postgres at the start."""
+    """Run one worker until SIGTERM or SIGINT, then end within STOP_WITHIN_S; waits for Postgres at the start.
+
+    Raises SettingsInvalid where refunds are to be sent and no key is set.
+    """
+    if settings.refunds == "auto" and settings.stripe_api_key is None:
+        raise errors.SettingsInvalid(
+            "FINALSALE_REFUNDS is auto and STRIPE_API_KEY is not set: set the key, or use review."
+        )
     process = WorkerProcess(settings)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -230,6 +230,8 @@ class Performer:
             return why
         if self.court.refunds != "auto" and not row["approved_by"]:
             return await self._waits_for_yes(conn, row)
+        if row["approved_by"] and row["first_sent_at"] is None and self._needs_another_name(row, now.decision):
+            return await self._waits_for_yes(conn, row, "its amount needs a second person's yes")
         if row["kind"] == ActionKind.CANCEL_SUBSCRIPTION:
             return await self._why_not_cancel(conn, row, now.decision, file)
         if row["kind"] == ActionKind.REFUND and row["first_sent_at"] is None:
@@ -251,9 +253,18 @@ class Performer:
             conn, row, f"its outcome was unknown, and the facts changed meanwhile: {now.decision.reason}"
         )
 
-    async def _waits_for_yes(self, conn: Connection, row: Any) -> str:
+    def _needs_another_name(self, row: Any, decision: Decision) -> bool:
+        """Rule 9, by this worker's own policy: whoever approved may have read another file."""
+        if row["kind"] != ActionKind.REFUND or len({name.strip().casefold() for name in row["approved_by"]}) > 1:
+            return False
+        versions = {version.id: version for version in self.court.policy.version}
+        held = versions.get(decision.policy_version)
+        terms = self.court.policy.terms_for(CustomerId(row["customer"]), row["now_s"])
+        limits = [rules.refunds.two_persons.get(row["currency"]) for rules in (held, terms) if rules is not None]
+        return not limits or any(limit is None or row["amount_minor"] > limit for limit in limits)
+
+    async def _waits_for_yes(self, conn: Connection, row: Any, why: str = "refunds wait for a person's yes") -> str:
         """FINALSALE_REFUNDS=review, rule 10: what was planned while it was `auto` waits for a person now."""
-        why = "refunds wait for a person's yes"
         if row["first_sent_at"] is not None:
             return await self._to_person(conn, row, f"its outcome was unknown, and {why}")
         subject = row["decision_subject"]

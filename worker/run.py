@@ -29,6 +29,7 @@ from worker.db import Pool, connect_pool
 from worker.db.migrations import migrate
 from worker.embedded import EmbeddedServers, embedded_servers
 from worker.errors import FinalsaleError, SettingsInvalid
+from worker.jobs import read_policy
 from worker.settings import Settings
 
 CHECKOUT = Path(__file__).absolute().parent.parent
@@ -200,6 +201,7 @@ async def sandbox_run(
 ) -> AsyncIterator[Run]:
     """Servers, sandbox, web and worker, all fresh, ready for the day. Needs the sandbox's policy file and empty books."""
     began = time.monotonic()
+    read_policy(settings)
     state_dir = settings.state_dir / "sandbox"
     wants = {"postgres": settings.database_url is None, "valkey": settings.redis_url is None}
     async with embedded_servers(state_dir, **wants) as servers:
@@ -259,6 +261,7 @@ def main(*, settings: Settings, once: bool, as_json: bool, options: DayOptions) 
 
 async def _run_real(settings: Settings, console: Console) -> int:
     settings.webhook_secrets()
+    read_policy(settings)
     wants = {"postgres": settings.database_url is None, "valkey": settings.redis_url is None}
     async with embedded_servers(settings.state_dir, **wants) as servers:
         database = settings.database_url.get_secret_value() if settings.database_url else servers.database_url

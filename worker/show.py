@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rich import box
@@ -18,7 +18,7 @@ from rich.text import Text
 from handlers.decisions import Money
 from handlers.terms import Duration, Policy
 
-WIDTH_WITHOUT_TERMINAL = 120
+WIDTH_WITHOUT_TERMINAL = 200
 MAX_REFUSALS_SHOWN = 20
 STYLES = {
     **dict.fromkeys(("refund", "sent", "won"), "green"),
@@ -75,12 +75,16 @@ def say(sentence: object = "") -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], nothing: str) -> None:
     """A table without lines between its rows; ids and amounts stay whole, the last column takes what is left and wraps."""
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    out, cells = console(), [[plain(value) for value in row] for row in rows]
+    widths = [max((cell.cell_len for cell in column), default=0) + 2 for column in zip(*cells, strict=True)][:-1]
+    fits = sum(widths) + 12 <= out.width  # otherwise cells are folded: an id or an amount may break, but is never cut
     for index, name in enumerate(columns):
         last = index == len(columns) - 1
-        drawn.add_column(name, overflow="fold", no_wrap=not last, justify="right" if name == "amount" else "left")
-    for row in rows:
-        drawn.add_row(*(plain(value) for value in row))
-    console().print(drawn if drawn.row_count else plain(nothing))
+        justify: Literal["right", "left"] = "right" if name == "amount" else "left"
+        drawn.add_column(name, overflow="fold", no_wrap=fits and not last, justify=justify)
+    for row in cells:
+        drawn.add_row(*row)
+    out.print(drawn if drawn.row_count else plain(nothing))
 
 
 def fields(pairs: Iterable[tuple[str, object]], indent: int = 0) -> None:

@@ -150,7 +150,7 @@ async def _read(request: web.BaseRequest) -> bytes:
     if request.method != "POST":
         raise Refusal("method", HTTPStatus.METHOD_NOT_ALLOWED, "Stripe's events are sent with POST.", {"Allow": "POST"})
     content_type = request.headers.get("Content-Type")
-    if content_type is not None and not content_type.lower().startswith("application/json"):
+    if content_type is not None and content_type.partition(";")[0].strip().lower() != "application/json":
         raise Refusal(
             "content_type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Stripe's events are sent as application/json."
         )

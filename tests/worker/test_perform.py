@@ -838,3 +838,23 @@ async def test_a_refund_that_exists_at_stripe_is_never_planned_again(m: Merchant
     assert (await m.refund_row())["state"] == "review"
     with pytest.raises(asyncpg.CheckViolationError):
         await m.pool.execute("update actions set state = 'planned' where kind = 'refund'")
+
+
+async def test_one_yes_is_not_enough_where_the_workers_own_policy_wants_two(settings: Settings, pool: Pool) -> None:
+    """Whoever approved may have read another policy file: the worker counts the names against its own."""
+    policy = policy_with(("two_persons = { usd = 100000", "two_persons = { usd = 1000"))
+    async with merchant(settings, pool, policy=policy, refunds="review") as m:
+        m.double_click()
+        await m.hear()
+        plan = "update actions set state = 'planned', approved_by = $1 where kind = 'refund'"
+        await pool.execute(plan, ["ANNA"])
+        await m.perform()
+        assert m.refunds == []
+        row = await m.refund_row()
+        assert (row["state"], row["approved_by"]) == ("proposed", ["ANNA"])
+        await pool.execute(plan, ["ANNA", " anna"])
+        await m.perform()
+        assert m.refunds == []
+        await pool.execute(plan, ["ANNA", "BERT"])
+        await m.perform()
+        assert len(m.refunds) == 1
