@@ -359,7 +359,7 @@ async def _locked_files(
             await connection.execute("rollback to savepoint locks")
         await connection.execute("savepoint locks")
         held = needed
-        await connection.execute(queries.lock_keys.sql, sorted(_lock_number(thing) for thing in held))
+        await connection.execute(queries.lock_keys.sql, sorted(lock_number(thing) for thing in held))
         known = {tuple(row) for row in await connection.fetch(queries.keys_of.sql, realm, seeds)}
         if fresh := sorted(told - known):
             await connection.execute(queries.save_links.sql, realm, *map(list, zip(*fresh, strict=True)))
@@ -389,7 +389,8 @@ def _hashed(key: str) -> str:
     return f"{kind}:{hashlib.blake2b(name.encode(errors='surrogatepass'), digest_size=16).hexdigest()}"
 
 
-def _lock_number(thing: str) -> int:
+def lock_number(thing: str) -> int:
+    """The advisory lock of a thing, named with its realm or its kind: 64 bits, so that two things hardly ever share one."""
     return int.from_bytes(hashlib.blake2b(thing.encode(), digest_size=8).digest(), "big", signed=True)
 
 

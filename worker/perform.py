@@ -13,7 +13,6 @@ frozen parameters under a frozen idempotency key, is what makes a repetition har
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -37,7 +36,7 @@ from handlers.events import Unreadable
 from handlers.payments import payments_of
 from handlers.refunds import Reads, last_look, parameters, refunded_minor_of, survivor_of
 from worker.db import UNAVAILABLE, Connection, Pool, connection, queries
-from worker.drain import Court, Overtaken, settle
+from worker.drain import Court, Overtaken, lock_number, settle
 from worker.errors import DatabaseUnavailable, OutcomeUnknown, StripeRefused, StripeUnavailable
 from worker.failpoint import failpoint
 from worker.stripe_gateway import Reply, StripeGateway
@@ -99,7 +98,7 @@ class Performer:
 
     async def perform(self, id_: str) -> bool:
         """One step, unless another worker holds it. Returns whether it was tried. Raises DatabaseUnavailable."""
-        number = _lock_number(f"action {id_}")
+        number = lock_number(f"action {id_}")
         started = time.perf_counter()
         async with connection(self.pool) as conn:
             if not await conn.fetchval("select pg_try_advisory_lock($1)", number):
@@ -230,7 +229,7 @@ class Performer:
             return why
         if self.court.refunds != "auto" and not row["approved_by"]:
             return await self._waits_for_yes(conn, row)
-        if row["approved_by"] and row["first_sent_at"] is None and self._needs_another_name(row, now.decision):
+        if row["approved_by"] and row["state"] == "planned" and self._needs_another_name(row, now.decision):
             return await self._waits_for_yes(conn, row, "its amount needs a second person's yes")
         if row["kind"] == ActionKind.CANCEL_SUBSCRIPTION:
             return await self._why_not_cancel(conn, row, now.decision, file)
@@ -266,7 +265,8 @@ class Performer:
     async def _waits_for_yes(self, conn: Connection, row: Any, why: str = "refunds wait for a person's yes") -> str:
         """FINALSALE_REFUNDS=review, rule 10: what was planned while it was `auto` waits for a person now."""
         if row["first_sent_at"] is not None:
-            return await self._to_person(conn, row, f"its outcome was unknown, and {why}")
+            again = "its outcome was unknown" if row["state"] == "sending" else "it was refused before"
+            return await self._to_person(conn, row, f"{again}, and {why}")
         subject = row["decision_subject"]
         await queries.wait_for_person(conn, realm=row["realm"], decision_subject=subject, step=row["step"], error=why)
         return why
@@ -281,7 +281,7 @@ class Performer:
             return await self._to_person(conn, row, f"less than that is left on {row['subject']}")
         if row["approved_by"]:
             return None
-        await conn.execute("select pg_advisory_xact_lock($1)", _lock_number(f"day {row['realm']} {row['currency']}"))
+        await conn.execute("select pg_advisory_xact_lock($1)", lock_number(f"day {row['realm']} {row['currency']}"))
         spent = await queries.refunded_today(conn, realm=row["realm"], currency=row["currency"], id=row["id"])
         terms = self.court.policy.terms_for(CustomerId(row["customer"]), row["now_s"])
         limit = terms.refunds.per_day.get(row["currency"], 0) if terms else 0
@@ -516,7 +516,3 @@ def _ours(row: Any, facts: Sequence[AnyFact]) -> tuple[str, str] | None:
 
 def _account(realm: str) -> str | None:
     return realm.partition(":")[2] or None
-
-
-def _lock_number(thing: str) -> int:
-    return int.from_bytes(hashlib.blake2b(thing.encode(), digest_size=8).digest(), "big", signed=True)

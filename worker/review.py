@@ -17,7 +17,7 @@ from handlers.decisions import ActionKind, Decision, Money, Verdict
 from handlers.payments import payments_of
 from handlers.terms import Policy
 from worker.db import Connection, queries
-from worker.drain import _lock_number, action_id
+from worker.drain import action_id, lock_number
 from worker.errors import Permanent
 from worker.reading import (
     Document,
@@ -225,7 +225,7 @@ async def _outcome(conn: Connection, case: Case, act: str, name: str) -> Documen
 async def _lock(conn: Connection, realms: Sequence[str], id_: str) -> Case:
     """The decision in force that `id_` means, with nobody else judging or changing it until the transaction ends."""
     found = await find(conn, realms, id_)
-    await queries.lock_keys(conn, keys=[_lock_number(f"{found['realm']} {found['customer']}")])
+    await queries.lock_keys(conn, keys=[lock_number(f"{found['realm']} {found['customer']}")])
     row = await queries.decision_in_force(conn, realms=[found["realm"]], subject=found["subject"])
     decision = decoded(row)
     if id_.startswith("dec_") and row["id"] != found["id"]:
