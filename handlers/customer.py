@@ -22,6 +22,7 @@ SubscriptionItemId = NewType("SubscriptionItemId", str)
 RefundId = NewType("RefundId", str)
 DisputeId = NewType("DisputeId", str)
 SessionId = NewType("SessionId", str)
+ScheduleId = NewType("ScheduleId", str)
 PriceId = NewType("PriceId", str)
 ProductId = NewType("ProductId", str)
 
@@ -31,7 +32,8 @@ Seconds = int
 Metadata = dict[str, str]
 
 BALANCE_READ_PREFIX = "balance:"
-"""Id prefix of a `BalanceRead`, the one fact that is not a Stripe object but a list read at one moment."""
+"""Id prefix of a `BalanceRead`, which is not a Stripe object but a list read at one moment; so is `SessionLines`."""
+SESSION_LINES_PREFIX = "lines:"
 
 
 def at(seconds: Seconds) -> datetime:
@@ -51,9 +53,16 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
     id: str
     as_of: Seconds
 
+    GATHERED: ClassVar[tuple[str, ...]] = ()
+    """What every telling adds to, so that a later one does not make it forgotten; `gather` unites two of them."""
+
     def progress(self) -> int:
         """Tie-breaker within one second: the state that lies later in the object's life wins."""
         return 0
+
+    def gather(self, name: str, other: Any) -> Any:
+        """The union of a `GATHERED` field of ours with another telling's: commutative, associative, idempotent."""
+        raise NotImplementedError(name)
 
     def references(self) -> tuple[str, ...]:
         """Ids of the objects through which the customer is found when the object itself does not name one."""
@@ -138,6 +147,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     discount_minor: int = 0
     tax_exclusive_minor: int = 0
     metered: bool = False
+    credits: int | None = None
+    """The price's own `credits` metadata, in API shapes whose lines carry the price."""
 
     @property
     def net_minor(self) -> int:
@@ -225,10 +236,32 @@ class SubscriptionItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """A paid introductory offer (`current_trial`, API version endive)."""
 
 
+class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One trial of a subscription, known by its start. Stripe tells only of the newest; ended ones are kept here."""
+
+    start: Seconds
+    end: Seconds
+    """As told last (`told_at`): trials are extended and shortened."""
+    told_at: Seconds
+    items: tuple[tuple[PriceId, int], ...] = ()
+    """Prices and quantities as told first (`items_at`): what the trial was given for."""
+    items_at: Seconds
+
+
+class PriceCredits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, order=True):
+    """What a price's metadata grants (`credits`, `trial_credits`), and since when it was seen to say so."""
+
+    price: PriceId
+    credits: int | None = None
+    trial_credits: int | None = None
+    since: Seconds
+
+
 class Subscription(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="subscription"):
     """A subscription with its items. It is alive unless its status is `canceled` or `incomplete_expired`."""
 
-    STICKY: ClassVar[tuple[str, ...]] = ("customer",)
+    STICKY: ClassVar[tuple[str, ...]] = ("customer", "schedule")
+    GATHERED: ClassVar[tuple[str, ...]] = ("trials", "price_credits")
     customer: CustomerId | None = None
     status: str
     currency: str = ""
@@ -245,7 +278,25 @@ class Subscription(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="sub
     trial_end: Seconds | None = None
     latest_invoice: InvoiceId | None = None
     collection_paused: bool = False
+    schedule: ScheduleId | None = None
+    trials: tuple[Trial, ...] = ()
+    """Every trial it was ever told to have, by start."""
+    price_credits: tuple[PriceCredits, ...] = ()
+    """What the metadata of its prices ever said about credits."""
     test_clock: bool = False
+
+    def gather(self, name: str, other: Any) -> Any:
+        if name == "trials":
+            trials = {trial.start: trial for trial in self.trials}
+            for trial in other:
+                trials[trial.start] = _one_trial(trials[trial.start], trial) if trial.start in trials else trial
+            return tuple(trials[start] for start in sorted(trials))
+        since = {(c.price, c.credits, c.trial_credits): c.since for c in self.price_credits}
+        for told in other:
+            key = (told.price, told.credits, told.trial_credits)
+            since[key] = min(since.get(key, told.since), told.since)
+        found = [PriceCredits(price=p, credits=c, trial_credits=t, since=at_) for (p, c, t), at_ in since.items()]
+        return tuple(sorted(found, key=lambda c: (c.price, c.since, c.credits or -1, c.trial_credits or -1)))
 
     def progress(self) -> int:
         order = ("incomplete", "trialing", "active", "past_due", "unpaid", "paused", "incomplete_expired", "canceled")
@@ -260,6 +311,36 @@ class Subscription(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="sub
     def ends(self) -> bool:
         """Whether somebody ended it or scheduled its end."""
         return not self.alive or self.cancel_at_period_end or self.cancel_at is not None
+
+
+def _one_trial(a: Trial, b: Trial) -> Trial:
+    """One trial from two tellings of it: the end from the later, the items from the earlier; ties by value."""
+    last, first = max(a, b, key=lambda t: (t.told_at, t.end)), min(a, b, key=lambda t: (t.items_at, t.items))
+    return Trial(start=a.start, end=last.end, told_at=last.told_at, items=first.items, items_at=first.items_at)
+
+
+class SubscriptionSchedule(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="subscription_schedule"):
+    """A subscription schedule: it may end its subscription by itself (`end_behavior` `cancel`)."""
+
+    STICKY: ClassVar[tuple[str, ...]] = ("customer", "subscription")
+    customer: CustomerId | None = None
+    subscription: SubscriptionId | None = None
+    """Also the one it was released from."""
+    status: str
+    """`not_started`, `active`, `completed`, `released`, `canceled`."""
+    end_behavior: str = ""
+    ends_at: Seconds | None = None
+    """End of the last phase."""
+    created: Seconds
+    completed_at: Seconds | None = None
+    canceled_at: Seconds | None = None
+    released_at: Seconds | None = None
+
+    def progress(self) -> int:
+        return {"not_started": 1, "active": 2, "released": 3, "canceled": 4, "completed": 5}.get(self.status, 0)
+
+    def references(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.subscription,)))
 
 
 class Refund(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="refund"):
@@ -301,7 +382,14 @@ class Dispute(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="dispute"
     reason: str = ""
     created: Seconds
     due_by: Seconds | None = None
+    """`evidence_details.due_by`; None or 0: it cannot be challenged."""
     intended_submission_method: str | None = None
+    """What Stripe does by itself at the deadline."""
+    evidence_submitted: bool = False
+    refundable: bool = False
+    """`is_charge_refundable`: true for inquiries."""
+    withdrawn_minor: int | None = None
+    """What its balance transactions took, fees aside (a dispute less its reversals); None where they were not told."""
 
     def progress(self) -> int:
         order = (
@@ -334,6 +422,30 @@ class CheckoutSession(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="
 
     def references(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.subscription, self.payment_intent, self.invoice)))
+
+
+class SessionLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing bought through a Checkout session."""
+
+    id: str
+    price: PriceId | None = None
+    quantity: int = 1
+    amount_minor: int = 0
+    currency: str = ""
+    recurring: bool = False
+    credits: int | None = None
+    """The price's own `credits` metadata."""
+
+
+class SessionLines(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="session_lines"):
+    """The line items of a Checkout session, which no event carries, as read from Stripe at `as_of`. Id: `lines:cs_…`."""
+
+    session: SessionId
+    lines: tuple[SessionLine, ...] = ()
+    complete: bool = True
+
+    def references(self) -> tuple[str, ...]:
+        return (self.session,)
 
 
 class EarlyFraudWarning(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="early_fraud_warning"):
@@ -386,6 +498,8 @@ AnyFact = (
     | CheckoutSession
     | EarlyFraudWarning
     | BalanceRead
+    | SessionLines
+    | SubscriptionSchedule
 )
 
 F = TypeVar("F", bound=Fact)
@@ -419,6 +533,9 @@ def fold(known: F, told: F) -> F:
         ours, theirs = getattr(newer, name), getattr(older, name)
         if theirs is not None and (ours is None or theirs > ours):
             links[name] = theirs  # links never change in truth; the greater one only keeps `fold` associative
+    for name in newer.GATHERED:
+        if (theirs := getattr(older, name)) and (united := newer.gather(name, theirs)) != getattr(newer, name):
+            links[name] = united
     return msgspec.structs.replace(newer, **links) if links else newer
 
 
@@ -428,7 +545,7 @@ def _lies_later(a: Fact, b: Fact) -> bool:
         return a.as_of > b.as_of
     if (pa := a.progress()) != (pb := b.progress()):
         return pa > pb
-    unlinked = dict.fromkeys(a.STICKY)
+    unlinked: dict[str, Any] = {**dict.fromkeys(a.STICKY), **dict.fromkeys(a.GATHERED, ())}
     return encode(msgspec.structs.replace(a, **unlinked)) > encode(msgspec.structs.replace(b, **unlinked))
 
 
@@ -451,6 +568,8 @@ class CustomerFile:
         "invoice_payments",
         "invoices",
         "refunds",
+        "schedules",
+        "session_lines",
         "sessions",
         "subscriptions",
         "warnings",
@@ -468,6 +587,8 @@ class CustomerFile:
         self.sessions: dict[str, CheckoutSession] = {}
         self.warnings: dict[str, EarlyFraudWarning] = {}
         self.balances: dict[str, BalanceRead] = {}
+        self.session_lines: dict[str, SessionLines] = {}
+        self.schedules: dict[str, SubscriptionSchedule] = {}
         shelves: dict[type[Fact], Any] = {  # each shelf holds its own kind, which no type can say
             Customer: self.customers,
             Charge: self.charges,
@@ -480,6 +601,8 @@ class CustomerFile:
             CheckoutSession: self.sessions,
             EarlyFraudWarning: self.warnings,
             BalanceRead: self.balances,
+            SessionLines: self.session_lines,
+            SubscriptionSchedule: self.schedules,
         }
         for fact in facts:
             shelf = shelves[type(fact)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from handlers.account import Account, Alert, Lot
 from handlers.customer import ChargeId, CustomerId
 
 
@@ -86,13 +87,17 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """One verdict about one subject (a charge). Equal facts give an equal decision."""
+    """One verdict about one subject. Equal facts give an equal decision.
+
+    Subjects: a charge (4.3), a subscription whose trial would be charged twice (4.3), an invoice (1.2, 1.3), a refund (2, 6),
+    a dispute or an early fraud warning (7).
+    """
 
     subject: str
     customer: CustomerId
     clause: str
     rule: str
-    """`D1` to `D10`."""
+    """`D1` to `D10`, or the name of another clause's rule, such as `chargeback`."""
     verdict: Verdict
     policy_version: str
     reason: str
@@ -125,6 +130,12 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Facts that would sharpen a decision and that no event brought: (`balance` | `invoice` | `subscription`, id)."""
     judge_again_at: datetime | None = None
     """When the passing of time alone may change the answer."""
+    accounts: dict[CustomerId, Account] = {}
+    """Standing and access, by customer."""
+    lots: dict[CustomerId, dict[str, Lot]] = {}
+    """The lots of credits that each customer should have."""
+    alerts: dict[str, Alert] = {}
+    """What people should hear of now, by cause."""
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
