@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.api import api
 from bench.intake import intake
 from bench.judged import judged
 from worker.db.migrations import migrate
@@ -21,7 +22,7 @@ from worker.embedded import embedded_servers
 
 Benchmark = Callable[[str, str, float], Awaitable[list[dict[str, Any]]]]
 
-BENCHMARKS: tuple[Benchmark, ...] = (intake, judged)
+BENCHMARKS: tuple[Benchmark, ...] = (intake, judged, api)
 """Each gets (database_url, redis_url, seconds of one round) and gives the entries of the report."""
 
 

@@ -51,6 +51,14 @@ HANDLERS: dict[str, str] = {
     "customer.subscription.resumed": "subscription",
     "customer.subscription.trial_will_end": "subscription",
     "customer.subscription.pending_update_applied": "subscription",
+    # what begins, changes and ends subscriptions by the calendar
+    "subscription_schedule.created": "subscription_schedule",
+    "subscription_schedule.updated": "subscription_schedule",
+    "subscription_schedule.completed": "subscription_schedule",
+    "subscription_schedule.released": "subscription_schedule",
+    "subscription_schedule.canceled": "subscription_schedule",
+    "subscription_schedule.aborted": "subscription_schedule",
+    "subscription_schedule.expiring": "subscription_schedule",
     # purchases through Checkout
     "checkout.session.completed": "checkout.session",
     "checkout.session.async_payment_succeeded": "checkout.session",

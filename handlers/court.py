@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
+from handlers.account import LotBalance
+from handlers.credits import used_of_duplicate
 from handlers.customer import (
     ChargeId,
     CheckoutSession,
@@ -22,6 +24,8 @@ from handlers.payments import Contest, Payment, payments_of
 from handlers.terms import Policy, Terms
 
 CLAUSE = "4.3"
+TWICE_GRANTED = ("D3", "D4", "D5")
+"""Rules whose duplicate had granted credits of its own (reading 23)."""
 FINAL_METHODS = frozenset(
     [
         *("card", "card_present", "link", "paypal", "cashapp", "amazon_pay", "revolut_pay", "alipay", "wechat_pay"),
@@ -35,9 +39,16 @@ class Court:
     """One judgement in the making. Rules read from it and write their decisions with `rule`."""
 
     def __init__(
-        self, file: CustomerFile, policy: Policy, now: datetime, acted: Iterable[Acted], test_clocks: bool
+        self,
+        file: CustomerFile,
+        policy: Policy,
+        now: datetime,
+        acted: Iterable[Acted],
+        test_clocks: bool,
+        balances: Mapping[str, LotBalance] = {},
     ) -> None:
         self.file, self.policy, self.now, self.test_clocks = file, policy, now, test_clocks
+        self.balances = balances
         self.acted = {(a.kind, a.subject) for a in acted}
         refunded = frozenset(subject for kind, subject in self.acted if kind is ActionKind.REFUND)
         self.payments = payments_of(file, refunded, test_clocks=test_clocks)
@@ -111,6 +122,8 @@ class Court:
         steps = list(prepared)
         if amount:
             steps.insert(0, Prepared(kind=ActionKind.REFUND, subject=duplicate.id, customer=customer, amount=amount))
+        used = self._used_credits(original, duplicate) if rule in TWICE_GRANTED and amount and not unlike else ()
+        doubts = [*doubts, *("the customer has used a part of the credits that the duplicate granted" for _ in used)]
         found = list(dict.fromkeys([*doubts, *self._limits(original, duplicate, amount)]))
         if unlike:
             verdict, reason, steps, amount = Verdict.NONE, f"{story} Nothing goes back: {unlike}.{agreed}", [], None
@@ -130,7 +143,7 @@ class Court:
             amount=amount,
             original=ChargeId(original.id) if original else None,
             duplicate=ChargeId(duplicate.id),
-            evidence=(*_both_payments(original, duplicate), *evidence),
+            evidence=(*_both_payments(original, duplicate), *evidence, *used),
             prepared=tuple(steps),
             due_at=at(duplicate.paid_at) + timedelta(seconds=terms.duplicates.settle) if steps else None,
         )
@@ -159,6 +172,26 @@ class Court:
             elif amount.minor > limit:
                 found.append(f"{amount} is above the limit of {Money(limit, amount.currency)} per refund")
         return found
+
+    def _used_credits(self, original: Payment | None, duplicate: Payment) -> tuple[Evidence, ...]:
+        """Reading 23: evidence where more was consumed than the original granted. How much is no part of the doubt, so
+        that going on consuming does not take back what a person has agreed to."""
+        if original is None or not self.balances:
+            return ()
+        lots = [self._included_lots(payment) for payment in (original, duplicate)]
+        used = used_of_duplicate(lots[0], lots[1], self.balances)
+        if not used:
+            return ()
+        sums = [[self.balances[lot] for lot in theirs if lot in self.balances] for theirs in lots]
+        said = [f"{sum(b.consumed for b in theirs)} of {sum(b.granted for b in theirs)}" for theirs in sums]
+        return (
+            Evidence("credits used, of those granted", *said),
+            Evidence("used of the credits that only the duplicate granted", "0", str(used)),
+        )
+
+    def _included_lots(self, payment: Payment) -> list[str]:
+        invoices = (self.file.invoices.get(id_) for id_ in payment.invoice_ids)
+        return [f"included:{invoice.id}:{line.id}" for invoice in invoices if invoice for line in invoice.lines]
 
     def due(self, invoice: Invoice) -> Money:
         """What was due on an invoice, after the customer's balance."""

@@ -296,7 +296,7 @@ class Subscription(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="sub
             key = (told.price, told.credits, told.trial_credits)
             since[key] = min(since.get(key, told.since), told.since)
         found = [PriceCredits(price=p, credits=c, trial_credits=t, since=at_) for (p, c, t), at_ in since.items()]
-        return tuple(sorted(found, key=lambda c: (c.price, c.since, c.credits or -1, c.trial_credits or -1)))
+        return tuple(sorted(found, key=_price_credits_order))
 
     def progress(self) -> int:
         order = ("incomplete", "trialing", "active", "past_due", "unpaid", "paused", "incomplete_expired", "canceled")
@@ -311,6 +311,11 @@ class Subscription(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="sub
     def ends(self) -> bool:
         """Whether somebody ended it or scheduled its end."""
         return not self.alive or self.cancel_at_period_end or self.cancel_at is not None
+
+
+def _price_credits_order(told: PriceCredits) -> tuple[str, Seconds, int, int]:
+    amounts = [-1 if amount is None else amount for amount in (told.credits, told.trial_credits)]
+    return told.price, told.since, amounts[0], amounts[1]
 
 
 def _one_trial(a: Trial, b: Trial) -> Trial:

@@ -18,9 +18,10 @@ doubt is a sentence of the reason for the review.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
+from handlers.account import LotBalance
 from handlers.bare_payments import charged_again, charged_by_hand
 from handlers.court import Court
 from handlers.customer import CustomerFile
@@ -40,13 +41,20 @@ RULES = (
 
 
 def judge(
-    file: CustomerFile, policy: Policy, now: datetime, *, acted: Iterable[Acted] = (), test_clocks: bool = False
+    file: CustomerFile,
+    policy: Policy,
+    now: datetime,
+    *,
+    acted: Iterable[Acted] = (),
+    balances: Mapping[str, LotBalance] = {},
+    test_clocks: bool = False,
 ) -> Judgement:
     """Every decision of clause 4.3 about one person's file, by charge (a trial's by its subscription).
 
-    `acted` are the actions already begun: what they concern is not decided again, and no longer stands.
+    `acted` are the actions already begun: what they concern is not decided again, and no longer stands. `balances` are
+    the sums of the ledger's lots, of all these customers (reading 23).
     """
-    court = Court(file, policy, now, acted, test_clocks)
+    court = Court(file, policy, now, acted, test_clocks, balances)
     paid_more_than_once(court)
     if len(court.payments) > 1 or (court.payments and len(file.subscriptions) > 1):
         for rule in RULES:

@@ -18,12 +18,16 @@ from msgspec import Meta, Struct
 from handlers import HANDLERS
 from handlers.customer import (
     BALANCE_READ_PREFIX,
+    SESSION_LINES_PREFIX,
     AnyFact,
     BalanceRead,
     BalanceTransaction,
     Customer,
     CustomerId,
     Seconds,
+    SessionId,
+    SessionLine,
+    SessionLines,
 )
 from handlers.wire import (
     ACTION_KEY,
@@ -44,7 +48,8 @@ from handlers.wire import (
     email_hash,
     id_of,
 )
-from handlers.wire_billing import BalanceTransactionWire, InvoicePaymentWire, InvoiceWire, SubscriptionWire
+from handlers.wire_billing import BalanceTransactionWire, InvoicePaymentWire, InvoiceWire
+from handlers.wire_subscriptions import SessionLineWire, SubscriptionScheduleWire, SubscriptionWire
 
 __all__ = [
     "ACTION_KEY",
@@ -58,6 +63,7 @@ __all__ = [
     "read_balance",
     "read_list",
     "read_object",
+    "read_session_lines",
 ]
 
 W = TypeVar("W")
@@ -150,6 +156,22 @@ def read_balance(customer: CustomerId, pages: Iterable[bytes], as_of: Seconds) -
     return BalanceRead(id=key, as_of=as_of, customer=customer, transactions=tuple(transactions), complete=complete)
 
 
+def read_session_lines(session: SessionId, pages: Iterable[bytes], as_of: Seconds) -> SessionLines:
+    """The pages of a Checkout session's line items as one fact. Raises `Unreadable`.
+
+    Complete only where the last page says that no more follows. The items do not name their session: the caller read
+    them from its path. Source: docs.stripe.com/api/checkout/sessions/line_items.
+    """
+    lines: list[SessionLine] = []
+    complete = False
+    for page in pages:
+        listed = _read(_PAGE, _utf8(page, "list"), "list")
+        lines += [_read(_SESSION_LINE, raw, "item").line() for raw in listed.data]
+        complete = not listed.has_more
+    key = SESSION_LINES_PREFIX + session
+    return SessionLines(id=key, as_of=as_of, session=session, lines=tuple(lines), complete=complete)
+
+
 # --- the envelopes: events, pages, and what names an object that cannot be read ------------------------------------------
 
 
@@ -205,6 +227,7 @@ _AnyWire = (
     | InvoiceWire
     | InvoicePaymentWire
     | SubscriptionWire
+    | SubscriptionScheduleWire
     | CustomerWire
     | RefundWire
     | DisputeWire
@@ -215,6 +238,7 @@ _EVENT: msgspec.json.Decoder[_Event | _ThinEvent] = msgspec.json.Decoder(_Event 
 _OBJECT: msgspec.json.Decoder[_AnyWire] = msgspec.json.Decoder(_AnyWire)
 _PAGE = msgspec.json.Decoder(_Page)
 _BALANCE_TRANSACTION = msgspec.json.Decoder(BalanceTransactionWire)
+_SESSION_LINE = msgspec.json.Decoder(SessionLineWire)
 _NAMED = msgspec.json.Decoder(_Named)
 
 _KINDS = frozenset(HANDLERS.values())

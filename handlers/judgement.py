@@ -1,10 +1,10 @@
 """Every clause over one person's file, in one pass. Pure: the same facts, policy and moment give the same judgement.
 
-    4.3     duplicates.judge               which payments are duplicates
-    2, 6    out_of_policy.refunds_by_hand  refunds that nobody here decided
-    7       chargebacks.judge_disputes     standing, holds, deadlines
-    1       cancellations.judge_access     access until, charges after the end
-    3, 4    credits.lots_of                the lots of credits a customer should have
+4.3     duplicates.judge               which payments are duplicates
+2, 6    out_of_policy.refunds_by_hand  refunds that nobody here decided
+7       chargebacks.judge_disputes     standing, holds, deadlines
+1       cancellations.judge_access     access until, charges after the end
+3, 4    credits.lots_of                the lots of credits a customer should have
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def judge_person(
     judged = judge(whole, policy, now, acted=ours.acted, balances=ours.balances, test_clocks=test_clocks)
     by_hand = refunds_by_hand(whole, policy, now, ours.is_ours, acted=ours.acted, test_clocks=test_clocks)
     decisions, alerts = {**judged.decisions, **by_hand.decisions}, dict(by_hand.alerts)
-    wanted, wake_at = set(judged.wanted), [judged.judge_again_at]
+    wanted, wake_at = set(judged.wanted | by_hand.wanted), [judged.judge_again_at]
     accounts, lots = {}, {}
     for customer, file in files.items():
         acts = tuple(act for act in ours.acts if act.customer == customer)

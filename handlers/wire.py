@@ -222,6 +222,14 @@ class RefundWire(ObjectWire, tag="refund"):
 
 class _EvidenceDetails(Part):
     due_by: Time | None = None
+    submission_count: Count | None = None
+
+
+class _Movement(Part):
+    """A balance transaction of a dispute: what it took (negative) or brought back, in the account's own currency."""
+
+    amount: Signed
+    currency: Currency
 
 
 class DisputeWire(ObjectWire, tag="dispute"):
@@ -234,8 +242,11 @@ class DisputeWire(ObjectWire, tag="dispute"):
     reason: Text | None = None
     evidence_details: _EvidenceDetails | None = None
     intended_submission_method: Text | None = None
+    is_charge_refundable: bool | None = None
+    balance_transactions: list[_Movement] | None = None
 
     def fact(self, as_of: Seconds) -> Dispute:
+        details = self.evidence_details
         return Dispute(
             id=self.id,
             as_of=as_of,
@@ -246,9 +257,19 @@ class DisputeWire(ObjectWire, tag="dispute"):
             status=self.status,
             reason=self.reason or "",
             created=self.created,
-            due_by=(self.evidence_details.due_by or None) if self.evidence_details else None,  # 0: cannot be contested
+            due_by=(details.due_by or None) if details else None,  # 0: cannot be contested
             intended_submission_method=self.intended_submission_method,
+            evidence_submitted=bool(details and details.submission_count),
+            refundable=bool(self.is_charge_refundable),
+            withdrawn_minor=self.withdrawn_minor(),
         )
+
+    def withdrawn_minor(self) -> int | None:
+        """What the bank holds of ours, fees aside. None where it was not told, or was moved in another currency."""
+        moved = self.balance_transactions
+        if moved is None or any(each.currency != self.currency for each in moved):
+            return None
+        return -sum(each.amount for each in moved)
 
 
 class EarlyFraudWarningWire(ObjectWire, tag="radar.early_fraud_warning"):

@@ -1,4 +1,4 @@
-"""The wire of billing: prices, invoices with their lines, what paid them, subscriptions, a customer's balance.
+"""The wire of billing: prices, invoices with their lines, what paid them, a customer's balance.
 
 Only the fields we read, of the old and the new shapes: `handlers.events` says which those are. `fact(as_of)` is the object
 as our value, told at `as_of` (unix seconds); it raises `Unreadable`.
@@ -6,6 +6,7 @@ as our value, told at `as_of` (unix seconds); it raises `Unreadable`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from handlers.customer import (
@@ -20,9 +21,7 @@ from handlers.customer import (
     PriceId,
     ProductId,
     Seconds,
-    Subscription,
     SubscriptionId,
-    SubscriptionItem,
     SubscriptionItemId,
 )
 from handlers.wire import (
@@ -42,6 +41,17 @@ from handlers.wire import (
     metadata_of,
 )
 
+MAX_CREDITS = 10**9
+"""The most credits that one unit of a price may grant; metadata that says more is taken for a slip and ignored."""
+_DIGITS = re.compile(r"[0-9]{1,10}")
+
+
+def credits_told(value: Any) -> int | None:
+    """A number of credits from a price's metadata, or None where it is no whole number from 0 to `MAX_CREDITS`."""
+    if not isinstance(value, str) or not _DIGITS.fullmatch(value):
+        return None
+    return int(value) if int(value) <= MAX_CREDITS else None
+
 
 class _Recurring(Part):
     interval: Text | None = None
@@ -49,12 +59,22 @@ class _Recurring(Part):
     usage_type: Text | None = None
 
 
-class _Price(_Recurring, kw_only=True):
+class Price(_Recurring, kw_only=True):
     """A price, or an old plan, which carries the fields of `recurring` itself."""
 
     id: Annotated[PriceId, TEXT]
     product: Ref[ProductId] = None
     recurring: _Recurring | None = None
+    type: Text | None = None
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def credits(self) -> int | None:
+        return credits_told(self.metadata.get("credits")) if self.metadata else None
+
+    @property
+    def trial_credits(self) -> int | None:
+        return credits_told(self.metadata.get("trial_credits")) if self.metadata else None
 
     @property
     def rhythm(self) -> _Recurring:
@@ -120,8 +140,8 @@ class _Line(_ItemDetails, kw_only=True):
     tax_amounts: list[_OldTax] | None = None
     parent: _LineParent | None = None
     pricing: _Pricing | None = None
-    price: _Price | None = None
-    plan: _Price | None = None
+    price: Price | None = None
+    plan: Price | None = None
 
     def line(self) -> Line:
         parent = self.parent
@@ -152,6 +172,7 @@ class _Line(_ItemDetails, kw_only=True):
             discount_minor=discount,
             tax_exclusive_minor=tax,
             metered=old.metered if old else False,
+            credits=old.credits if old else None,
         )
 
 
@@ -276,93 +297,6 @@ class InvoicePaymentWire(ObjectWire, tag="invoice_payment"):
             currency=self.currency,
             created=self.created,
             paid_at=self.status_transitions.paid_at if self.status_transitions else None,
-        )
-
-
-class _Item(Part):
-    id: Annotated[SubscriptionItemId, TEXT]
-    price: _Price | None = None
-    plan: _Price | None = None
-    quantity: Count | None = None
-    current_period_start: Time | None = None
-    current_period_end: Time | None = None
-    current_trial: Part | None = None
-
-
-class _ItemList(Part):
-    data: list[_Item]
-    has_more: bool | None = None
-
-
-class _Cancellation(Part):
-    reason: Text | None = None
-
-
-class SubscriptionWire(ObjectWire, tag="subscription"):
-    created: Time
-    status: Text
-    currency: Currency | None = None
-    customer: Ref[CustomerId] = None
-    items: _ItemList | None = None
-    current_period_start: Time | None = None  # old
-    current_period_end: Time | None = None  # old
-    cancel_at_period_end: bool | None = None
-    cancel_at: Time | None = None
-    canceled_at: Time | None = None
-    ended_at: Time | None = None
-    cancellation_details: _Cancellation | None = None
-    trial_start: Time | None = None
-    trial_end: Time | None = None
-    latest_invoice: Ref[InvoiceId] = None
-    pause_collection: Part | None = None
-    metadata: dict[str, Any] | None = None
-    test_clock: Ref[str] = None
-
-    def fact(self, as_of: Seconds) -> Subscription:
-        items = self.items.data if self.items else []
-        return Subscription(
-            id=self.id,
-            as_of=as_of,
-            customer=id_of(self.customer),
-            status=self.status,
-            currency=self.currency or "",
-            created=self.created,
-            items=tuple([self.item(number, item) for number, item in enumerate(items)]),
-            items_complete=self.items is not None and self.items.has_more is False,
-            metadata=metadata_of(self.metadata),
-            cancel_at_period_end=bool(self.cancel_at_period_end),
-            cancel_at=self.cancel_at,
-            canceled_at=self.canceled_at,
-            ended_at=self.ended_at,
-            cancellation_reason=self.cancellation_details.reason if self.cancellation_details else None,
-            trial_start=self.trial_start,
-            trial_end=self.trial_end,
-            latest_invoice=id_of(self.latest_invoice),
-            collection_paused=self.pause_collection is not None,
-            test_clock=self.test_clock is not None,
-        )
-
-    def item(self, number: int, item: _Item) -> SubscriptionItem:
-        """The item at `number`; before basil all items shared the subscription's period."""
-        price = item.price or item.plan
-        start = self.current_period_start if item.current_period_start is None else item.current_period_start
-        end = self.current_period_end if item.current_period_end is None else item.current_period_end
-        if price is None:
-            raise self.unfit(f"items.data.{number}.price", "is missing")
-        if start is None or end is None:
-            side = "start" if start is None else "end"
-            raise self.unfit(f"items.data.{number}.current_period_{side}", "is missing")
-        return SubscriptionItem(
-            id=item.id,
-            price=price.id,
-            product=id_of(price.product),
-            quantity=item.quantity,
-            interval=price.rhythm.interval or "",
-            interval_count=price.rhythm.interval_count or 1,
-            metered=price.metered,
-            period_start=start,
-            period_end=end,
-            trial_offer=item.current_trial is not None,
         )
 
 

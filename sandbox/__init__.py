@@ -15,10 +15,19 @@ In process:
         await sb.webhooks.flush(10)                       # every event had its 2xx; returns how many had not
         sb.configure({"faults": {"500_after": 0.1}})      # as POST /_sandbox/config
 
-Other actors of `sb.books`: pay_bare, checkout, pay_invoice, pay_out_of_band, attach_payment, cycle_again, extra_invoice,
-update_items, cancel, cancel_at_period_end, set_trial_end, new_method (a new card), create_refund (by hand),
-fail_refund, settle_refund, open_dispute, escalate, set_dispute, warn_of_fraud, move_balance, capture,
-advance(seconds), set_clock(ts). Objects are plain dicts in the newest API shape; `books.all(kind)`, `books.by_id`.
+Other actors of `sb.books`:
+
+- shop: new_tax_rate, new_coupon, update_price (metadata), new_method (a new card), remove_method
+- payments: pay_bare, checkout (delayed methods, `extra` prices), capture, create_refund (by hand), fail_refund, settle_refund
+- invoices: pay_invoice, pay_out_of_band, attach_payment, cycle_again, extra_invoice, invoice_pending, move_balance
+- subscriptions: update_items, set_trial_end (also a second trial), pause, resume, pause_collection, cancel_at_period_end,
+  cancel_at, cancel (prorate, invoice_now), charge_after_end (the app's mistake); `after_retries` says how dunning ends
+- schedules: schedule(sub, [(items, end)], end_behavior=), set_phases, release_schedule, cancel_schedule
+- banks: open_dispute (reason, amount, status, due_by), escalate, set_dispute, update_dispute, warn_of_fraud;
+  `smart_disputes`: Stripe has evidence of its own at the deadline
+- time: advance(seconds), set_clock(ts)
+
+Objects are plain dicts in the newest API shape; `books.all(kind)`, `books.by_id`; line items: `books.session_lines`.
 
 Alone: `python -m sandbox --webhook-url U --webhook-secret S` prints one JSON line `{"url": ...}`.
 Clients use any key `sk_test_...` (`sk_live_...` with --livemode); keys `rk_test_read...` may only read.

@@ -182,7 +182,7 @@ def plan(price: Obj) -> Obj:
         "interval": price["recurring"]["interval"],
         "interval_count": price["recurring"]["interval_count"],
         "livemode": price["livemode"],
-        "metadata": {},
+        "metadata": price["metadata"],
         "meter": None,
         "nickname": None,
         "product": price["product"],
@@ -409,8 +409,8 @@ def dispute(
             "submission_count": 0,
             "submission_method": "not_submitted",
         },
-        "intended_submission_method": "manual",
-        "is_charge_refundable": case_type == "inquiry",
+        "intended_submission_method": "prefer_manual",
+        "is_charge_refundable": case_type == "inquiry" and not charge["refunded"],
         "livemode": livemode,
         "metadata": {},
         "network_reason_code": None,
@@ -575,6 +575,87 @@ def subscription(id_: str, created: int, livemode: bool, *, customer: str, curre
     }
 
 
+def subscription_schedule(id_: str, created: int, livemode: bool, *, sub: Obj, end_behavior: str) -> Obj:
+    return {
+        "id": id_,
+        "object": "subscription_schedule",
+        "application": None,
+        "billing_mode": sub["billing_mode"],
+        "canceled_at": None,
+        "completed_at": None,
+        "created": created,
+        "current_phase": None,
+        "customer": sub["customer"],
+        "customer_account": None,
+        "default_settings": {
+            "application_fee_percent": None,
+            "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
+            "billing_cycle_anchor": "automatic",
+            "billing_thresholds": None,
+            "collection_method": "charge_automatically",
+            "default_payment_method": None,
+            "description": None,
+            "invoice_settings": {
+                "account_tax_ids": None,
+                "custom_fields": None,
+                "days_until_due": None,
+                "description": None,
+                "footer": None,
+                "issuer": {"type": "self"},
+            },
+            "on_behalf_of": None,
+            "transfer_data": None,
+        },
+        "end_behavior": end_behavior,
+        "livemode": livemode,
+        "metadata": {},
+        "pause_schedules": [],
+        "phases": [],
+        "released_at": None,
+        "released_subscription": None,
+        "status": "active",
+        "subscription": sub["id"],
+        "test_clock": sub["test_clock"],
+    }
+
+
+def schedule_phase(items: list[tuple[Obj, int]], currency: str, start: int, end: int, proration: str) -> Obj:
+    """One phase of a schedule; `start` and `end` in unix seconds."""
+    return {
+        "add_invoice_items": [],
+        "application_fee_percent": None,
+        "automatic_tax": None,
+        "billing_cycle_anchor": None,
+        "billing_thresholds": None,
+        "collection_method": None,
+        "currency": currency,
+        "default_payment_method": None,
+        "default_tax_rates": [],
+        "description": None,
+        "discounts": [],
+        "end_date": end,
+        "invoice_settings": None,
+        "items": [
+            {
+                "billing_thresholds": None,
+                "discounts": [],
+                "metadata": {},
+                "plan": price["id"],
+                "price": price["id"],
+                "quantity": quantity,
+                "tax_rates": [],
+            }
+            for price, quantity in items
+        ],
+        "metadata": {},
+        "on_behalf_of": None,
+        "proration_behavior": proration,
+        "start_date": start,
+        "transfer_data": None,
+        "trial_end": None,
+    }
+
+
 def invoice(id_: str, created: int, livemode: bool, *, customer: Obj, currency: str, billing_reason: str) -> Obj:
     return {
         "id": id_,
@@ -723,6 +804,34 @@ def invoice_payment(
         "payment": {"payment_intent": pi, "type": "payment_intent"},
         "status": "open",
         "status_transitions": {"canceled_at": None, "paid_at": None},
+    }
+
+
+def session_line(
+    id_: str,
+    price: Obj,
+    quantity: int,
+    currency: str,
+    *,
+    amount: int,
+    discount: int = 0,
+    tax: int = 0,
+    tax_on_top: int = 0,
+) -> Obj:
+    """One line item of a Checkout session."""
+    return {
+        "id": id_,
+        "object": "item",
+        "adjustable_quantity": None,
+        "amount_discount": discount,
+        "amount_subtotal": amount,
+        "amount_tax": tax,
+        "amount_total": amount - discount + tax_on_top,
+        "currency": currency,
+        "description": price["id"],
+        "metadata": {},
+        "price": price,
+        "quantity": quantity,
     }
 
 

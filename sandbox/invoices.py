@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from sandbox import forms
+from sandbox.disputes import Disputes
 from sandbox.forms import Method
-from sandbox.payments import Payments
 from sandbox.store import Obj, invalid
 
 DAY = 86400
@@ -35,7 +35,7 @@ def share(amount: int, part: int, whole: int) -> int:
     return sign * ((abs(amount) * part * 2 + whole) // (2 * whole))
 
 
-class Invoices(Payments):
+class Invoices(Disputes):
     """Behaviour of invoices and of the customer's credit balance."""
 
     def __init__(self, **settings: Any) -> None:
@@ -64,6 +64,11 @@ class Invoices(Payments):
         self.new_method(customer, **method)
         self.emit("customer.created", customer)
         return customer
+
+    def remove_method(self, customer: Obj) -> None:
+        """The customer's default payment method is detached: nothing can be collected automatically."""
+        settings = customer["invoice_settings"] | {"default_payment_method": None}
+        self.change(customer, "customer.updated", invoice_settings=settings)
 
     def new_product(self, name: str, *, id_: str | None = None, metadata: Obj | None = None) -> Obj:
         product = forms.product(id_ or self.new_id("prod_", 14), self.now(), self.livemode, name, dict(metadata or {}))
@@ -97,12 +102,20 @@ class Invoices(Payments):
             unit_amount=unit_amount,
             recurring=recurring if interval else None,
         )
-        price["metadata"] = dict(metadata or {})
+        price["metadata"] |= metadata or {}
         self.put(price)
         if interval:
             self.objects.setdefault("plan", {})[price["id"]] = forms.plan(price)
         self.emit("price.created", price)
         return price
+
+    def update_price(self, price: Obj, metadata: Obj) -> None:
+        """Change the price's metadata: given keys are set, empty values remove theirs. Subscriptions show it from now on."""
+        before = {"metadata": dict(price["metadata"])}
+        price["metadata"] |= metadata
+        for key in [key for key, value in price["metadata"].items() if value == ""]:
+            del price["metadata"][key]
+        self.emit("price.updated", price, before)
 
     def new_coupon(
         self, *, id_: str | None = None, percent_off: int | None = None, amount_off: int | None = None
@@ -466,6 +479,9 @@ class Invoices(Payments):
         invoice = self.by_id.get(self.invoice_of.get(pi["id"], ""))
         if invoice is None or invoice["status"] != "open":
             return
+        self._attempt_failed(invoice)
+
+    def _attempt_failed(self, invoice: Obj) -> None:
         attempt = invoice["attempt_count"]
         more = invoice["billing_reason"] != "subscription_create" and attempt <= len(self.retry_s)
         if more and invoice["auto_advance"]:
@@ -480,7 +496,15 @@ class Invoices(Payments):
 
     def _retry(self, invoice: Obj, due: int) -> None:
         if invoice["status"] == "open" and invoice["next_payment_attempt"] == due and invoice["auto_advance"]:
+            self.collect(invoice)
+
+    def collect(self, invoice: Obj) -> None:
+        """One automatic attempt on an open invoice; without a payment method it fails, and no charge is made."""
+        if self._default_method(invoice):
             self.pay_invoice(invoice)
+        else:
+            invoice |= {"attempted": True, "attempt_count": invoice["attempt_count"] + 1}
+            self._attempt_failed(invoice)
 
     def invoice_paid(self, invoice: Obj) -> None:
         """What a paid invoice means; subscriptions become active here."""

@@ -9,6 +9,8 @@ from sandbox.billing import Books
 from sandbox.params import allow, flag, integer, require
 from sandbox.store import Obj, invalid
 
+SUBMISSION_METHODS = ("manual", "prefer_manual", "prefer_smart_disputes", "smart_disputes")
+
 
 def _metadata(params: Obj, name: str = "metadata") -> Obj:
     value = params.get(name) or {}
@@ -66,6 +68,13 @@ def create_price(books: Books, params: Obj) -> Obj:
     )
 
 
+def update_price(books: Books, params: Obj, id_: str) -> Obj:
+    allow(params, {"metadata", "nickname", "active"})
+    price = books.get("price", id_)
+    books.update_price(price, _metadata(params))
+    return price
+
+
 def create_coupon(books: Books, params: Obj) -> Obj:
     allow(params, {"id", "percent_off", "amount_off", "currency", "duration", "name", "metadata"})
     name = books.new_coupon(
@@ -100,7 +109,7 @@ def create_subscription(books: Books, params: Obj) -> Obj:
         params,
         {"customer", "items", "metadata", "trial_end", "trial_period_days", "discounts", "add_invoice_items"}
         | {"default_payment_method", "default_tax_rates", "cancel_at_period_end", "payment_behavior", "off_session"}
-        | {"collection_method", "description", "proration_behavior", "expand"},
+        | {"collection_method", "description", "proration_behavior", "expand", "trial_settings"},
     )
     customer = books.get("customer", require(params, "customer"), "customer")
     days, end = integer(params, "trial_period_days"), integer(params, "trial_end")
@@ -120,14 +129,28 @@ def create_subscription(books: Books, params: Obj) -> Obj:
         extra=_priced(books, params["add_invoice_items"], "add_invoice_items") if "add_invoice_items" in params else [],
         cancel_at_period_end=flag(params, "cancel_at_period_end"),
         method=books.method(chosen) if chosen else None,
+        missing_payment_method=_missing_payment_method(params) or "create_invoice",
     )
+
+
+def _missing_payment_method(params: Obj) -> str | None:
+    """`trial_settings[end_behavior][missing_payment_method]`, if it is given."""
+    chosen = _metadata(_metadata(params, "trial_settings"), "end_behavior").get("missing_payment_method")
+    if chosen not in (None, "cancel", "create_invoice", "pause"):
+        raise invalid(
+            "Invalid missing_payment_method: must be one of cancel, create_invoice, or pause",
+            param="trial_settings[end_behavior][missing_payment_method]",
+            stored=False,
+        )
+    return chosen
 
 
 def update_subscription(books: Books, params: Obj, id_: str) -> Obj:
     allow(
         params,
         {"cancel_at_period_end", "items", "proration_behavior", "metadata", "trial_end", "cancellation_details"}
-        | {"default_payment_method", "description", "proration_date", "payment_behavior"},
+        | {"default_payment_method", "description", "proration_date", "payment_behavior"}
+        | {"cancel_at", "pause_collection", "trial_settings"},
     )
     sub = books.get("subscription", id_)
     if sub["status"] in ("canceled", "incomplete_expired"):
@@ -138,7 +161,15 @@ def update_subscription(books: Books, params: Obj, id_: str) -> Obj:
         books.emit("customer.subscription.updated", sub, before)
     if "trial_end" in params:
         end = books.now() if params["trial_end"] == "now" else integer(params, "trial_end")
-        books.set_trial_end(sub, end or books.now())
+        how = params.get("proration_behavior", "create_prorations")
+        books.set_trial_end(sub, end or books.now(), proration=how)
+    if chosen := _missing_payment_method(params):
+        sub["trial_settings"]["end_behavior"]["missing_payment_method"] = chosen
+    if "pause_collection" in params:
+        paused = _metadata(params, "pause_collection")
+        books.pause_collection(sub, paused.get("behavior"), resumes_at=integer(paused, "resumes_at"))
+    if "cancel_at" in params:
+        books.cancel_at(sub, integer(params, "cancel_at"))
     if "cancel_at_period_end" in params:
         sub["cancellation_details"] |= _metadata(params, "cancellation_details")
         books.cancel_at_period_end(sub, flag(params, "cancel_at_period_end"))
@@ -165,6 +196,54 @@ def delete_subscription(books: Books, params: Obj, id_: str) -> Obj:
         details=_metadata(params, "cancellation_details"),
     )
     return sub
+
+
+def pause_subscription(books: Books, params: Obj, id_: str) -> Obj:
+    allow(params, {"type", "bill_for", "invoicing_behavior"})
+    sub = books.get("subscription", id_)
+    books.pause(sub)
+    return sub
+
+
+def resume_subscription(books: Books, params: Obj, id_: str) -> Obj:
+    allow(params, {"billing_cycle_anchor", "payment_behavior", "proration_behavior"})
+    sub = books.get("subscription", id_)
+    books.resume(sub)
+    return sub
+
+
+def create_schedule(books: Books, params: Obj) -> Obj:
+    allow(params, {"from_subscription"})
+    return books.schedule(books.get("subscription", require(params, "from_subscription"), "from_subscription"))
+
+
+def update_schedule(books: Books, params: Obj, id_: str) -> Obj:
+    """`phases` are given whole, as Stripe wants them: the current one first."""
+    allow(params, {"phases", "end_behavior", "proration_behavior", "metadata"})
+    schedule = books.get("subscription_schedule", id_)
+    merge_metadata(schedule, params)
+    phases = None
+    if "phases" in params:
+        later = _hashes(params["phases"], "phases")[1:]
+        phases = [(_priced(books, p.get("items"), "phases[items]"), integer(p, "end_date") or 0) for p in later]
+    how = params.get("proration_behavior", "create_prorations")
+    books.set_phases(schedule, phases, end_behavior=params.get("end_behavior"), proration=how)
+    return schedule
+
+
+def release_schedule(books: Books, params: Obj, id_: str) -> Obj:
+    allow(params, set())
+    schedule = books.get("subscription_schedule", id_)
+    books.release_schedule(schedule)
+    return schedule
+
+
+def cancel_schedule(books: Books, params: Obj, id_: str) -> Obj:
+    allow(params, {"invoice_now", "prorate"})
+    schedule = books.get("subscription_schedule", id_)
+    flags = {name: flag(params, name, default=True) for name in ("invoice_now", "prorate")}
+    books.cancel_schedule(schedule, **flags)
+    return schedule
 
 
 def create_payment_intent(books: Books, params: Obj) -> Obj:
@@ -285,6 +364,8 @@ def update_dispute(books: Books, params: Obj, id_: str) -> Obj:
     allow(params, {"evidence", "metadata", "submit", "intended_submission_method"})
     dispute = books.get("dispute", id_)
     if "intended_submission_method" in params:
+        if params["intended_submission_method"] not in SUBMISSION_METHODS:
+            raise invalid("Invalid intended_submission_method", param="intended_submission_method", stored=False)
         dispute["intended_submission_method"] = params["intended_submission_method"]
     evidence = _metadata(params, "evidence")
     allow(evidence, set(dispute["evidence"]))
@@ -328,13 +409,20 @@ CREATE: dict[str, Callable[[Books, Obj], Obj]] = {
     "coupons": create_coupon,
     "tax_rates": create_tax_rate,
     "subscriptions": create_subscription,
+    "subscription_schedules": create_schedule,
     "payment_intents": create_payment_intent,
     "refunds": create_refund,
 }
 CHANGE: dict[tuple[str, str, str], Callable[[Books, Obj, str], Obj]] = {
     ("POST", "customers", ""): update_customer,
     ("POST", "customers", "balance_transactions"): create_balance_transaction,
+    ("POST", "prices", ""): update_price,
     ("POST", "subscriptions", ""): update_subscription,
+    ("POST", "subscriptions", "pause"): pause_subscription,
+    ("POST", "subscriptions", "resume"): resume_subscription,
+    ("POST", "subscription_schedules", ""): update_schedule,
+    ("POST", "subscription_schedules", "release"): release_schedule,
+    ("POST", "subscription_schedules", "cancel"): cancel_schedule,
     ("DELETE", "subscriptions", ""): delete_subscription,
     ("POST", "payment_intents", "confirm"): confirm_payment_intent,
     ("POST", "payment_intents", "capture"): capture_payment_intent,

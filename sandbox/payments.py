@@ -1,4 +1,4 @@
-"""Money in and out: payment intents, charges, refunds, disputes, fraud warnings and the balance they move."""
+"""Money in and out: payment intents, charges, refunds and the balance they move."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from sandbox import forms
 from sandbox.forms import METHODS, Method
 from sandbox.store import Obj, Store, StripeError, invalid, missing
 
-DISPUTE_FEE = 1500
-INQUIRY_KEPT_S = 120 * 86400
 OPEN_CHARGEBACK = ("needs_response", "under_review", "appeal_needs_response", "appeal_under_review")
-INQUIRY = ("warning_needs_response", "warning_under_review")
 REVERSAL_S = 2 * 3600
 """A card refund this soon after its charge goes out as a reversal (stripe.com/docs/refunds)."""
 ZERO_DECIMAL = [
@@ -42,7 +39,7 @@ def money(minor: int, currency: str) -> str:
 
 
 class Payments(Store):
-    """Behaviour of sections 4 and 5 of Stripe's rules: what may be refunded, what a dispute does to a charge."""
+    """Behaviour of payments and refunds: what may be charged, and what may be given back."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -142,8 +139,6 @@ class Payments(Store):
             self.emit("payment_intent.amount_capturable_updated", pi)
         else:
             self._charge_succeeded(charge, pi)
-            if method.dispute:
-                self.open_dispute(charge, inquiry=method.dispute == "inquiry")
         return charge
 
     def capture(self, pi: Obj) -> None:
@@ -254,7 +249,6 @@ class Payments(Store):
         self.put(refund)
         self.emit("refund.created", refund)
         self.emit("charge.refunded", charge, {"amount_refunded": charge["amount_refunded"] - amount})
-        self._close_inquiries(charge)
         return refund
 
     def _refundable(self, charge: Obj) -> int:
@@ -328,111 +322,6 @@ class Payments(Store):
         refund["status"] = status
         self.emit("refund.updated", refund, {"status": before})
         self.emit("charge.refund.updated", refund, {"status": before})
-
-    # -- disputes ------------------------------------------------------------------------------------------------------
-
-    def open_dispute(
-        self,
-        charge: Obj,
-        amount: int | None = None,
-        *,
-        reason: str = "fraudulent",
-        inquiry: bool = False,
-        prevented: bool = False,
-    ) -> Obj:
-        """The cardholder's bank speaks: a chargeback, an inquiry, or a dispute the network resolved by a refund."""
-        status = "warning_needs_response" if inquiry else "prevented" if prevented else "needs_response"
-        dispute = forms.dispute(
-            self.new_id("du_1"),
-            self.now(),
-            self.livemode,
-            charge=charge,
-            amount=charge["amount"] if amount is None else amount,
-            reason=reason,
-            status=status,
-            case_type="inquiry" if inquiry else "resolution" if prevented else "chargeback",
-        )
-        self.put(dispute)
-        deadline = dispute["created"] + INQUIRY_KEPT_S if inquiry else dispute["evidence_details"]["due_by"]
-        self.at(deadline, lambda: self._unanswered(dispute))
-        charge["disputed"] = True
-        self.emit("charge.dispute.created", dispute)
-        if not inquiry:
-            self._withdraw(dispute, 0 if prevented else DISPUTE_FEE)
-        if prevented:
-            self.emit("charge.dispute.closed", dispute)
-        self.emit("charge.updated", charge, {"disputed": False})
-        return dispute
-
-    def _withdraw(self, dispute: Obj, fee: int) -> None:
-        dispute["balance_transactions"].append(self._move(dispute, "adjustment", "dispute", -dispute["amount"], fee))
-        dispute["is_charge_refundable"] = False
-        self.emit("charge.dispute.funds_withdrawn", dispute)
-
-    def _unanswered(self, dispute: Obj) -> None:
-        """Silence loses a chargeback at its deadline; an inquiry nobody escalated closes by itself."""
-        if dispute["status"] in INQUIRY:
-            self.set_dispute(dispute, "warning_closed")
-        elif dispute["status"] == "needs_response":
-            dispute["evidence_details"]["past_due"] = True
-            self.set_dispute(dispute, "lost")
-
-    def escalate(self, dispute: Obj) -> None:
-        """An inquiry becomes a chargeback: `updated` and money out, no second `created`."""
-        if "card" in dispute["payment_method_details"]:
-            dispute["payment_method_details"]["card"]["case_type"] = "chargeback"
-        dispute["evidence_details"]["due_by"] = self.now() + 9 * 86400
-        self.at(dispute["evidence_details"]["due_by"], lambda: self._unanswered(dispute))
-        self.change(dispute, "charge.dispute.updated", status="needs_response")
-        self._withdraw(dispute, DISPUTE_FEE)
-
-    def update_dispute(self, dispute: Obj, evidence: Obj, metadata: Obj, submit: bool) -> None:
-        """Store evidence and, unless `submit` is false, send it to the bank: there is one chance."""
-        details = dispute["evidence_details"]
-        if evidence and dispute["status"] not in ("needs_response", "warning_needs_response", "appeal_needs_response"):
-            raise invalid("This dispute is already closed, or its evidence was submitted.", code="dispute_not_editable")
-        dispute["evidence"] |= evidence
-        dispute["metadata"] |= metadata
-        details["has_evidence"] = any(v for k, v in dispute["evidence"].items() if k != "enhanced_evidence")
-        before = dispute["status"]
-        if submit and details["has_evidence"] and before.endswith("needs_response"):
-            details |= {"submission_count": details["submission_count"] + 1, "submission_method": "manual"}
-            dispute["status"] = before.replace("needs_response", "under_review")
-        self.emit("charge.dispute.updated", dispute, {} if before == dispute["status"] else {"status": before})
-
-    def set_dispute(self, dispute: Obj, status: str) -> None:
-        """Any further step: `won`, `lost`, `warning_closed`, `under_review`, `appeal_*`, also `lost` to `won`."""
-        before = dispute["status"]
-        if before == status:
-            return
-        dispute["status"] = status
-        final = status in ("won", "lost", "warning_closed")
-        late = before in ("won", "lost")
-        if status == "won" and dispute["balance_transactions"]:
-            dispute["balance_transactions"].append(
-                self._move(dispute, "adjustment", "dispute_reversal", dispute["amount"])
-            )
-        if status in ("lost", "warning_closed"):
-            dispute["is_charge_refundable"] = status == "warning_closed"
-        kind = "charge.dispute.closed" if final and not late else "charge.dispute.updated"
-        self.emit(kind, dispute, {"status": before})
-        if status == "won":
-            self.emit("charge.dispute.funds_reinstated", dispute)
-
-    def _close_inquiries(self, charge: Obj) -> None:
-        if charge["refunded"]:
-            for dispute in self.linked("dispute", "charge", charge["id"]):
-                if dispute["status"] in INQUIRY:
-                    self.set_dispute(dispute, "warning_closed")
-
-    def warn_of_fraud(self, charge: Obj, fraud_type: str = "made_with_stolen_card") -> Obj:
-        """An early fraud warning: a notice, no money."""
-        warning = forms.early_fraud_warning(
-            self.new_id("issfr_1"), self.now(), self.livemode, charge=charge, fraud_type=fraud_type
-        )
-        self.put(warning)
-        self.emit("radar.early_fraud_warning.created", warning)
-        return warning
 
     def declined(self, pi: Obj) -> StripeError:
         """402, as the confirming request is answered."""

@@ -38,6 +38,7 @@ RESOURCES = {
     "radar/early_fraud_warnings": Resource("radar.early_fraud_warning", ("charge", "payment_intent")),
     "refunds": Resource("refund", ("charge", "payment_intent")),
     "subscriptions": Resource("subscription", ("customer", "price", "status", "collection_method", "test_clock")),
+    "subscription_schedules": Resource("subscription_schedule", ("customer",)),
     "tax_rates": Resource("tax_rate", ("active", "inclusive")),
 }
 PAGING = {"limit", "starting_after", "ending_before", "expand", "created"}
@@ -189,7 +190,9 @@ def read(books: Books, at: Route, params: Obj, path: str, version: str) -> Obj:
     if at.id:
         owner = books.get(resource.kind, at.id)
         if (at.resource, at.below) == ("invoices", "lines"):
-            return _lines(books, owner, params, path, version)
+            return _lines(books, owner["lines"]["data"], params, path, version)
+        if (at.resource, at.below) == ("checkout/sessions", "line_items"):
+            return _lines(books, books.session_lines.get(at.id, []), params, path, version)
         if (at.resource, at.below) not in NESTED:
             raise unknown_url(path)
         kind, link = NESTED[at.resource, at.below]
@@ -203,12 +206,12 @@ def read(books: Books, at: Route, params: Obj, path: str, version: str) -> Obj:
     return shapes.expand(page, expand, version, books)
 
 
-def _lines(books: Books, invoice: Obj, params: Obj, path: str, version: str) -> Obj:
-    """A page of an invoice's lines, in their order on the invoice."""
+def _lines(books: Books, lines: list[Obj], params: Obj, path: str, version: str) -> Obj:
+    """A page of the lines of an invoice or a Checkout session, in their own order."""
     allow(params, PAGING)
-    lines, limit = invoice["lines"]["data"], integer(params, "limit") or 10
+    limit = integer(params, "limit") or 10
     ids = [line["id"] for line in lines]
-    if params.get("starting_after", ids[0]) not in ids:
+    if "starting_after" in params and params["starting_after"] not in ids:
         raise missing("line_item", params["starting_after"], "starting_after")
     start = ids.index(params["starting_after"]) + 1 if "starting_after" in params else 0
     page = [shapes.render(line, version, books) for line in lines[start : start + limit]]

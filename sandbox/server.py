@@ -1,4 +1,4 @@
-"""The running sandbox: `/v1`, the control paths under `/_sandbox`, the ticking clock, and the merchant's day."""
+"""The running sandbox: `/v1`, the control paths under `/_sandbox`, the ticking clock, the merchant's day and year."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sandbox.day import Day
 from sandbox.faults import Faults, RateLimit
 from sandbox.store import Obj
 from sandbox.webhooks import Endpoint, Webhooks
+from sandbox.year import Year
 
 TICK_S = 0.25
 FLUSH_AT_MOST_S = 600.0
@@ -47,6 +48,7 @@ class Sandbox:
         self.api = Api(self.books, self.faults, self.limits)
         self.url = ""
         self.day: Day | None = None
+        self.year: Year | None = None
         self._endpoint = Endpoint(url=webhook_url, secrets=webhook_secrets or [], api_version=api_version)
         self._host, self._port = host, port
         self._tasks: list[asyncio.Task[None]] = []
@@ -71,6 +73,9 @@ class Sandbox:
                 web.get("/_sandbox/deliveries", self._deliveries),
                 web.post("/_sandbox/day", self._start_day),
                 web.get("/_sandbox/day", self._show_day),
+                web.post("/_sandbox/year", self._open_year),
+                web.post("/_sandbox/year/step", self._step_year),
+                web.get("/_sandbox/year", self._show_year),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
@@ -159,6 +164,8 @@ class Sandbox:
         body = await request.read()
         asked: Obj = msgspec.json.decode(body) if body else {}
         timeout_s = min(FLUSH_AT_MOST_S, float(asked.get("timeout_s", 30)))
+        if self.year is not None:
+            self.webhooks.paused = False
         return as_json({"pending": await self.webhooks.flush(timeout_s)})
 
     async def _deliveries(self, request: web.Request) -> web.Response:
@@ -205,3 +212,35 @@ class Sandbox:
             return as_json({"state": "none", "progress": 0.0, "truth": []})
         day = self.day
         return as_json({"state": day.state, "progress": day.progress, "error": day.error, "truth": day.truth})
+
+    # -- the year ------------------------------------------------------------------------------------------------------
+
+    async def _open_year(self, request: web.Request) -> web.Response:
+        """{customers, days, seed}: a year that ends last midnight. Its clock only moves with `step`."""
+        asked: Obj = msgspec.json.decode(await request.read())
+        if self.year is not None or self.day is not None:
+            return as_json({"error": "this sandbox has a day or a year already"}, 409)
+        self.webhooks.paused = True
+        self.year = Year(
+            self.books, self.webhooks, customers=asked["customers"], days=asked["days"], seed=asked.get("seed", 1)
+        )
+        self.year.open()
+        return as_json({"begin": self.year.begin, "days": self.year.days, "enterprises": self.year.known.enterprises})
+
+    async def _step_year(self, request: web.Request) -> web.Response:
+        """One more day happens; its events wait for `flush`, so that whoever keeps another clock can move that first."""
+        if self.year is None or self.year.today >= self.year.days:
+            return as_json({"error": "there is no day left"}, 409)
+        self.webhooks.paused = True
+        told = self.year.step()
+        return as_json({"now": self.books.now(), "left": self.year.days - self.year.today, "told": told})
+
+    async def _show_year(self, request: web.Request) -> web.Response:
+        """What the year knows; with `?books=1` also Stripe's side of the books, and what became of every event."""
+        if self.year is None:
+            return as_json({"error": "there is no year"}, 404)
+        known = msgspec.structs.replace(self.year.known, happened=dict(self.year.happened))
+        shown: Obj = {"known": known}
+        if request.query.get("books"):
+            shown |= {"books": self.year.ledger(), "events": self.year.events(), "calls": len(self.books.calls)}
+        return as_json(shown)

@@ -13,6 +13,8 @@ Obj = dict[str, Any]
 
 NEWEST = "2026-10-28.endive"
 BASIL = "2025-03-31"
+FLEXIBLE = "2025-09-30"
+"""Since then subscriptions are made with flexible billing mode unless they are asked to be classic."""
 VERSIONS = (
     "2024-06-20",
     "2024-09-30.acacia",
@@ -55,6 +57,11 @@ SINCE: dict[str, dict[str, str]] = {
         "managed_payments": "2026-02-25",
         "status_details": "2026-09-30",
     },
+    "subscription_schedule": {
+        "billing_mode": "2025-06-30",
+        "customer_account": FLEXIBLE,
+        "pause_schedules": "2026-09-30",
+    },
     "dispute": {"intended_submission_method": NEWEST, "enhanced_eligibility_types": "2024-12-18"},
     "refund": {"pending_reason": "2025-04-30", "customer": "2025-09-30", "payment_method": "2025-09-30"},
     "payment_intent": {"payment_details": "2025-09-30", "customer_account": "2025-09-30"},
@@ -89,6 +96,8 @@ def render(obj: Obj, version: str, store: Store) -> Obj:
     for field, since in SINCE.get(obj["object"], {}).items():
         if day(version) < day(since):
             copy.pop(field, None)
+    if obj["object"] == "dispute" and day(version) < day(NEWEST):
+        copy["evidence_details"].pop("submission_method", None)
     if is_old(version):
         old = OLD.get(obj["object"])
         if old is not None:

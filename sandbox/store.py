@@ -76,6 +76,7 @@ LINKS: dict[str, dict[str, Callable[[Obj], Any]]] = {
         "payment.payment_intent": lambda o: o["payment"].get("payment_intent"),
     },
     "subscription": {"customer": lambda o: o["customer"]},
+    "subscription_schedule": {"customer": lambda o: o["customer"]},
     "balance_transaction": {"source": lambda o: o["source"]},
     "customer_balance_transaction": {"customer": lambda o: o["customer"]},
     "checkout.session": {
@@ -243,6 +244,14 @@ class Store:
     def _cursor(self, kind: str, id_: str, param: str) -> tuple[int, int, str]:
         self.get(kind, id_, param)
         return self._key[id_]
+
+    def forget(self, ids: list[str]) -> None:
+        """Drop events, as Stripe does after 30 days. They must be the oldest, in the order in which they were made."""
+        shelf, order = self.objects.get("event", {}), self._order.get("event", [])
+        for id_ in ids:
+            del shelf[id_], self.by_id[id_], self._key[id_]
+            self.pending.pop(id_, None)
+        del order[: len(ids)]
 
     # -- events --------------------------------------------------------------------------------------------------------
 

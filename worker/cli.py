@@ -15,6 +15,12 @@ import asyncpg
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from worker import reading, review, show
+from worker.cli_accounts import chargebacks_app, credits_app
+from worker.cli_accounts import register as register_acts
+from worker.cli_app import tokens
+from worker.cli_cases import cases
+from worker.cli_notices import alerts_app, notices_app
+from worker.cli_outages import outage
 from worker.db import queries
 from worker.desk import Desk, ask, settings_of_environment, with_database
 from worker.errors import FinalsaleError
@@ -59,7 +65,14 @@ reviews = App(name="review", help="What waits for a person, and the person's ans
 refunds = App(name="refunds", help="Every refund, and the switch that stops them all.", group=DECIDING)
 single_customers = App(name="customers", help="Single customers.", group=READING)
 policy = App(name="policy", help="The policy file in use.", group=READING)
-for part in (events, reviews, refunds, single_customers, policy):
+register_acts(single_customers)
+for part in (credits_app, chargebacks_app, outage, cases, tokens):
+    part.group = (DECIDING,)
+for part in (alerts_app, notices_app):
+    part.group = (READING,)
+for part in (events, single_customers, policy, alerts_app, notices_app, reviews, refunds, credits_app, chargebacks_app):
+    app.command(part)
+for part in (outage, cases, tokens):
     app.command(part)
 
 
@@ -338,6 +351,33 @@ def check(file: Path | None = None, /, *, as_json: Json = False) -> int:
     }
     _answer(found, as_json, show.checked_policy)
     return 0
+
+
+@policy.command
+def diff(
+    was: Annotated[str, Parameter(name="A")],
+    would_be: Annotated[str, Parameter(name="B")],
+    /,
+    *,
+    since: Annotated[str, Parameter(help="Whose files changed since: how far back (90d) or a date.")] = "90d",
+    as_json: Json = False,
+) -> None:
+    """What policy B would have done differently from A in recent history, and who must be told of it (clause 9).
+
+    A and B are policy files, or version ids of the file in use; the newest version of each is held as if it had always been in
+    force. Nothing is changed.
+    """
+    from worker.jobs import court_of
+    from worker.policy_diff import diff as compare
+    from worker.policy_diff import policy_named
+
+    async def look(desk: Desk) -> Any:
+        settings = desk.settings
+        old, new = policy_named(settings, was), policy_named(settings, would_be)
+        since_ = reading.moment(since)
+        return await compare(desk.conn, court_of(settings), settings.realm(None), old, new, since_)
+
+    _answer(ask(look), as_json, show.policy_diff)
 
 
 # decide ------------------------------------------------------------------------------------------------------------------

@@ -20,16 +20,20 @@ import asyncpg
 import msgspec
 import structlog
 
-from handlers.customer import AnyFact, Charge, CustomerFile, Fact, Refund, customer_of, decode, encode, fold
-from handlers.decisions import Acted, ActionKind, Decision, Verdict, as_json
-from handlers.duplicates import judge
+from handlers.customer import AnyFact, Charge, CustomerFile, CustomerId, Fact, Refund, customer_of, decode, encode, fold
+from handlers.decisions import Acted, ActionKind, Decision, Judgement, Verdict, as_json
 from handlers.events import Hint, Unreadable, parse_event
 from handlers.identity import link_keys
+from handlers.judgement import Ours, judge_person
+from handlers.news import refund_news
+from handlers.refunds import survivor_of
 from handlers.terms import Policy
+from worker.accounts import load_books, write_accounts
 from worker.db import Connection, Pool, queries, transaction
 from worker.errors import DatabaseUnavailable
 from worker.failpoint import failpoint
 from worker.inbox import unpack
+from worker.notices import write_notices
 
 BATCH = 200
 MAX_ATTEMPTS = 8
@@ -38,6 +42,8 @@ SUSPECT_FROM = 2
 LOOKUP_DELAY_S = 30
 """A missing object is usually in the next event; Stripe is asked only where it has not come by then."""
 MAX_LOCK_ROUNDS = 6
+WITHDRAWN = "Withdrawn"
+"""How the reason of a decision begins that the rules no longer make."""
 MUST_DECIDE = "A person must decide: "
 """How the reason of a review begins to list its doubts."""
 
@@ -68,6 +74,7 @@ class Settled(msgspec.Struct):
     changed: int = 0
     files: int = 0
     decisions: int = 0
+    entries: int = 0
     waiting: int = 0
 
 
@@ -251,18 +258,20 @@ async def settle(
     facts = _folded(told)
     owned = await _owners(connection, realm, facts)
     guests = [id_ for id_, fact in facts.items() if isinstance(fact, Charge) and owned[id_] != id_]
+    left: set[str] = set()  # guests whose file moves to a customer: theirs is empty from now on
     if waiting := await connection.fetch(queries.waiting_for.sql, realm, list(facts), guests):
         for row in waiting:
+            left.update([row["customer"]] if row["customer"] else [])
             orphan = decode(row["body"])
             facts[orphan.id] = fold(orphan, facts[orphan.id]) if orphan.id in facts else orphan
         owned = await _owners(connection, realm, facts)
     woken = sorted(wake)
-    seeds = sorted({*owned.values(), *woken})
+    seeds = sorted({*owned.values(), *woken, *left})
     files = await _locked_files(connection, court, realm, facts, owned, seeds)
     if woken:
         await connection.execute(queries.wake_now.sql, realm, woken)
     changed = await _save(connection, realm, facts, owned, files)
-    touched = {owned[id_] for id_ in changed if id_ in owned} | set(woken)
+    touched = {owned[id_] for id_ in changed if id_ in owned} | set(woken) | left
     if undecided is not None:
         touched |= set(owned.values())
     refunds = [fact for id_ in changed if isinstance(fact := files.facts[id_], Refund) and fact.action]
@@ -270,9 +279,16 @@ async def settle(
         await _hear_of_refunds(connection, realm, refunds)
     failpoint("after_fold")
     groups = [group for group in files.groups if not touched.isdisjoint(group)]
-    decisions = await _judge(connection, court, realm, groups, files, undecided)
+    decisions, entries = await _judge(connection, court, realm, groups, files, undecided)
+    if refunds:
+        await _tell_of_refunds(connection, realm, refunds, files)
     return Settled(
-        facts=len(facts), changed=len(changed), files=len(groups), decisions=decisions, waiting=len(facts) - len(owned)
+        facts=len(facts),
+        changed=len(changed),
+        files=len(groups),
+        decisions=decisions,
+        entries=entries,
+        waiting=len(facts) - len(owned),
     )
 
 
@@ -319,11 +335,12 @@ class _Files:
         self.facts: dict[str, AnyFact] = {}
         self.bodies: dict[str, bytes] = {}
         self.versions: dict[str, int] = {}
+        self.owners: dict[str, str] = {}
         self.by_customer: dict[str, dict[str, AnyFact]] = defaultdict(dict)
-        self.groups = _groups(links, customers)
+        self.groups = joined(links, customers)
 
 
-def _groups(links: Sequence[tuple[str, str]], customers: Iterable[str]) -> list[set[str]]:
+def joined(links: Sequence[tuple[str, str]], customers: Iterable[str]) -> list[set[str]]:
     """Customers joined by shared keys, as disjoint sets."""
     group_of: dict[str, set[str]] = {customer: {customer} for customer in customers}
     by_key: dict[str, str] = {}
@@ -379,6 +396,7 @@ async def _locked_files(
         fact = decode(row["body"])
         files.facts[fact.id], files.bodies[fact.id], files.versions[fact.id] = fact, row["body"], row["version"]
         if row["customer"] is not None:
+            files.owners[fact.id] = row["customer"]
             files.by_customer[row["customer"]][fact.id] = fact
     return files
 
@@ -410,6 +428,8 @@ async def _save(
             continue
         files.facts[id_] = folded
         if customer is not None:
+            if adopted and (before := files.owners.get(id_)):
+                del files.by_customer[before][id_]
             files.by_customer[customer][id_] = folded
         references = (*folded.references(), None, None)
         row = (customer, references[0], references[1], folded.as_of, body)
@@ -436,6 +456,17 @@ async def _hear_of_refunds(connection: Connection, realm: str, refunds: Sequence
     await connection.execute(queries.hear_of_refunds.sql, *_columns(rows), realm)
 
 
+async def _tell_of_refunds(connection: Connection, realm: str, refunds: Sequence[Refund], files: _Files) -> None:
+    """The merchant's app hears of our refunds once Stripe has told of them."""
+    made = {r.action: r for r in refunds if r.action is not None and r.live and is_ours(realm, r)}
+    notices = []
+    for row in await connection.fetch(queries.refunds_made.sql, realm, list(made)) if made else []:
+        decision, refund = msgspec.json.decode(row["body"], type=Decision), made[row["action"]]
+        kept = survivor_of(CustomerFile(files.facts.values()), decision)
+        notices.append(refund_news(refund, decision, ended=row["ended"], kept=kept))
+    await write_notices(connection, realm, notices)
+
+
 async def _judge(
     connection: Connection,
     court: Court,
@@ -443,29 +474,55 @@ async def _judge(
     groups: Sequence[set[str]],
     files: _Files,
     undecided: tuple[str, str] | None,
-) -> int:
-    """Judge each person's file and write new decisions, actions, look-ups and wake-ups."""
+) -> tuple[int, int]:
+    """Judge each person's file and write what follows. Returns how many decisions and entries were new."""
     customers = sorted(set().union(*groups)) if groups else []
     if not customers:
-        return 0
+        return 0, 0
     rows = await connection.fetch(queries.begun_actions.sql, realm, customers)
     begun = [row for row in rows if (row["decision_subject"], row["kind"]) != undecided]
     current = {row["subject"]: row for row in await connection.fetch(queries.current_decisions.sql, realm, customers)}
-    acted = [Acted(kind=ActionKind(r["kind"]), subject=r["subject"], state=r["state"]) for r in begun]
+    acted = tuple(Acted(kind=ActionKind(r["kind"]), subject=r["subject"], state=r["state"]) for r in begun)
     frozen = {(row["decision_subject"], row["kind"], row["subject"]) for row in begun}
-    now: datetime = await connection.fetchval("select now()")
-    news: list[_News] = []
+    now: datetime = await queries.moment_of(connection, realm=realm)
+    books = await load_books(connection, realm, customers)
+    judgements: list[Judgement] = []
     for group in groups:
-        facts: list[Fact] = [fact for customer in group for fact in files.by_customer[customer].values()]
-        judgement = judge(CustomerFile(facts), court.policy, now, acted=acted, test_clocks=court.test_clocks)
-        news += _revisions(judgement.decisions, {s: r for s, r in current.items() if _of(r, group)}, frozen)
-        if judgement.wanted:
-            await _want(connection, realm, [_lookup(kind, id_) for kind, id_ in sorted(judgement.wanted)])
+        facts: dict[CustomerId, list[Fact]] = {
+            CustomerId(customer): list(files.by_customer[customer].values()) for customer in group
+        }
+        ours = Ours(
+            acted=acted,
+            acts=books.acts_of(group),
+            outages=books.outages,
+            balances=books.balances_of(group),
+            is_ours=lambda refund: is_ours(realm, refund),
+        )
+        judgement = judge_person(facts, court.policy, now, ours, test_clocks=court.test_clocks)
+        judgements.append(judgement)
         if judgement.judge_again_at is not None:
             await queries.wake_later(connection, realm=realm, customer=min(group), due_at=judgement.judge_again_at)
+    strangers = [subject for judgement in judgements for subject in judgement.decisions if subject not in current]
+    if strangers:  # decided before under another customer, as a guest's charge is
+        told = await connection.fetch(queries.current_decisions_about.sql, realm, strangers)
+        current |= {row["subject"]: row for row in told}
+    news: list[_News] = []
+    for group, judgement in zip(groups, judgements, strict=True):
+        known = {s: r for s, r in current.items() if s in judgement.decisions or _of(r, group)}
+        news += _revisions(judgement.decisions, known, frozen)
+    wanted = frozenset().union(*(judgement.wanted for judgement in judgements))
+    if wanted:
+        await _want(connection, realm, [_lookup(kind, id_) for kind, id_ in sorted(wanted)])
     if news:
         await _write_decisions(connection, court, realm, news)
-    return len(news)
+    return len(news), await write_accounts(connection, realm, now, judgements, books)
+
+
+def is_ours(realm: str, refund: Refund) -> bool:
+    """Whether a refund carries the id of the one action that could have made it: a copied id names another charge."""
+    if refund.action is None:
+        return False
+    return refund.charge is None or refund.action == action_id(realm, ActionKind.REFUND, refund.charge)
 
 
 def _of(row: asyncpg.Record, group: set[str]) -> bool:
@@ -504,18 +561,27 @@ def _revisions(
             if not (subject in frozen and agreed and decision.prepared == rest):
                 news.append(_News(decision, row["revision"] + 1, agreed))
     for subject, row in current.items():
-        if subject not in judged and subject not in past and row["verdict"] != Verdict.NONE:
+        if subject not in judged and subject not in past:
             before = msgspec.json.decode(row["body"], type=Decision)
+            if before.reason.startswith(WITHDRAWN):
+                continue
             gone = msgspec.structs.replace(
                 before,
                 verdict=Verdict.NONE,
-                reason=f"Withdrawn: with what is known now, {subject} repeats no payment that still stands.",
+                reason=_withdrawn(before),
                 amount=None,
                 prepared=(),
                 due_at=None,
             )
             news.append(_News(gone, row["revision"] + 1))
     return news
+
+
+def _withdrawn(before: Decision) -> str:
+    about = (
+        "repeats no payment that still stands" if before.clause == "4.3" else f"is no matter of clause {before.clause}"
+    )
+    return f"{WITHDRAWN}: with what is known now, {before.subject} {about}."
 
 
 def _agrees(decision: Decision, known: Decision) -> bool:
@@ -594,15 +660,17 @@ _PATHS = {"checkout.session": "checkout/sessions", "radar.early_fraud_warning": 
 def _path(kind: str, id_: str) -> str:
     """Where an object is read: by its type and id, never by an address that an event named."""
     step = quote(id_, safe="")
-    return (
-        f"/v1/customers/{step}/balance_transactions"
-        if kind == "balance"
-        else f"/v1/{_PATHS.get(kind, kind + 's')}/{step}"
-    )
+    match kind:
+        case "balance":
+            return f"/v1/customers/{step}/balance_transactions"
+        case "session_lines":
+            return f"/v1/checkout/sessions/{step}/line_items"
+        case _:
+            return f"/v1/{_PATHS.get(kind, kind + 's')}/{step}"
 
 
 def _lookup(kind: str, id_: str) -> tuple[str, str, str, int]:
-    return kind, id_, _path(kind, id_), 0 if kind == "balance" else LOOKUP_DELAY_S
+    return kind, id_, _path(kind, id_), 0 if kind in ("balance", "session_lines") else LOOKUP_DELAY_S
 
 
 async def _want(connection: Connection, realm: str, wanted: Sequence[tuple[str, str, str, int]]) -> None:

@@ -6,7 +6,7 @@ import os
 
 POINTS = frozenset(
     [
-        *("after_claim", "after_fold", "after_decide", "before_commit", "after_commit"),
+        *("after_claim", "after_fold", "after_decide", "after_accounts", "before_commit", "after_commit"),
         *("after_last_look", "after_sending_commit", "after_http", "before_sent_commit", "after_sent_commit"),
     ]
 )

@@ -27,10 +27,12 @@ from arq.worker import Worker, func
 from handlers.customer import AnyFact, decode
 from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
 from worker import errors
+from worker.cases import alert_cases
 from worker.db import Pool, connect_pool, connection, queries, transaction
 from worker.drain import Court, drain, settle
 from worker.errors import DatabaseUnavailable
 from worker.nightly import run_if_due
+from worker.notices import NoticeSender
 from worker.perform import Performer
 from worker.ring import FUNCTION, QUEUE, connect_redis
 from worker.settings import Settings
@@ -43,6 +45,8 @@ SWEEP_SILENT_S = 0.5
 """How often the worker looks by itself: while the bell works, and while it does not."""
 PERFORM_S = 0.5
 BEAT_S = 10.0
+NOTICES_S = 1.0
+CASES_S = 60.0
 NIGHTLY_LOOK_S = 60.0
 """How often a worker asks whether the newest nightly run is done."""
 STOP_WITHIN_S = 20.0
@@ -50,6 +54,7 @@ STOP_WITHIN_S = 20.0
 RETRY_S = 1.0
 ARQ_POLL_S = 0.05
 CAREFUL_FIRST = 200
+WAKES_AT_ONCE = 100
 
 log = structlog.get_logger()
 
@@ -92,6 +97,7 @@ class WorkerProcess:
             lock_timeout_s=15,
         )
         self.performer = Performer(self.pool, self.court, self.gateway, self.settings.mode)
+        self.notices = NoticeSender(self.pool, self.settings)
         log.info(
             "worker.started",
             mode=self.settings.mode,
@@ -106,6 +112,8 @@ class WorkerProcess:
             self._loop("sweep", self._sweep_once, None),
             self._loop("beat", self._beat_once, None, BEAT_S),
             self._loop("nightly", self._nightly_once, None, NIGHTLY_LOOK_S),
+            self._loop("notices", self._notices_once, None, NOTICES_S),
+            self._loop("cases", self._cases_once, None, CASES_S),
             self._listen(),
         ]
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -124,6 +132,7 @@ class WorkerProcess:
                     await queries.bury(conn, id=self.id)
             self.pool.terminate()
             await self.gateway.aclose()
+            await self.notices.aclose()
             log.info("worker.stopped", settled=self.settled)
 
     def stop(self) -> None:
@@ -131,6 +140,7 @@ class WorkerProcess:
         self.stopping.set()
         if self.performer is not None:
             self.performer.stopping = True
+            self.notices.stopping = True
         self.bell.set()
         self.work.set()
 
@@ -185,11 +195,9 @@ class WorkerProcess:
 
     async def _sweep_once(self) -> None:
         """What no event brings: files whose time has come, and objects that now know whose they are."""
+        await self._wake_due()
         async with connection(self.pool) as conn:
-            due = await conn.fetch(queries.due_wakeups.sql, 100)
             found = await conn.fetch(queries.found_orphans.sql, 200)
-        for row in due:
-            await self._sweep(row["realm"], wake=row["customer"])
         orphans: dict[str, list[AnyFact]] = defaultdict(list)
         for row in found:
             orphans[row["realm"]].append(decode(row["body"]))
@@ -198,18 +206,34 @@ class WorkerProcess:
                 for fact in facts:  # one of them cannot be judged: the others shall not wait for it
                     await self._sweep(realm, [fact])
 
-    async def _sweep(self, realm: str, facts: Sequence[AnyFact] = (), wake: str | None = None) -> bool:
-        """Settle some of it in a transaction of its own. Whether that went well; if not, a file is woken again later."""
+    async def _wake_due(self) -> None:
+        """Judge every file whose time has come, many in one transaction; one that cannot be judged holds up no other."""
+        while not self.stopping.is_set():
+            async with connection(self.pool) as conn:
+                due = await conn.fetch(queries.due_wakeups.sql, WAKES_AT_ONCE)
+            by_realm: dict[str, list[str]] = defaultdict(list)
+            for row in due:
+                by_realm[row["realm"]].append(row["customer"])
+            for realm, customers in sorted(by_realm.items()):
+                if not await self._sweep(realm, wake=customers) and len(customers) > 1:
+                    for customer in customers:
+                        await self._sweep(realm, wake=[customer])
+            if len(due) < WAKES_AT_ONCE:
+                return
+
+    async def _sweep(self, realm: str, facts: Sequence[AnyFact] = (), wake: Sequence[str] = ()) -> bool:
+        """Settle some of it in a transaction of its own. Whether that went well; if not, a single file is woken again later."""
         try:
             async with transaction(self.pool) as conn:
-                settled = await settle(conn, self.court, realm, facts, wake=[wake] if wake else [])
+                settled = await settle(conn, self.court, realm, facts, wake=wake)
         except DatabaseUnavailable:
             raise
         except Exception as error:
-            log.error("sweep.failed", realm=realm, customer=wake, error=type(error).__name__, exc_info=error)
-            if wake:
+            who = wake[0] if len(wake) == 1 else None
+            log.error("sweep.failed", realm=realm, customer=who, error=type(error).__name__, exc_info=error)
+            if who:
                 async with transaction(self.pool) as conn:
-                    await queries.wake_again(conn, realm=realm, customer=wake)
+                    await queries.wake_again(conn, realm=realm, customer=who)
             return False
         log.info("sweep.settled", realm=realm, **msgspec.structs.asdict(settled))
         self.work.set()
@@ -224,6 +248,14 @@ class WorkerProcess:
         gap = await run_if_due(self.pool, self.gateway, self.settings)
         if gap is not None and gap.missing:
             self.bell.set()
+
+    async def _notices_once(self) -> None:
+        while not self.stopping.is_set() and await self.notices.send_due():
+            pass
+
+    async def _cases_once(self) -> None:
+        async with transaction(self.pool) as conn:
+            await alert_cases(conn)
 
     async def _listen(self) -> None:
         """Be rung through arq for as long as Redis is there; come back to it when it returns."""

@@ -38,6 +38,8 @@ async def run_if_due(pool: Pool, gateway: StripeGateway, settings: Settings) -> 
 
     A run that could not read everything is `incomplete`, never clean, and is taken up again after ten minutes.
     """
+    async with connection(pool) as conn:
+        await queries.wake_overdue(conn)  # cheap, and needs no Stripe: every look of the nightly loop
     if not gateway.connected:
         return None
     async with connection(pool) as conn:

@@ -28,6 +28,7 @@ from handlers.customer import (
     CustomerId,
     InvoicePayment,
     Refund,
+    SessionId,
     Subscription,
     decode,
 )
@@ -452,6 +453,9 @@ class Performer:
         try:
             if row["kind"] == "balance":
                 facts = await self._balance(row["id"], account)
+            elif row["kind"] == "session_lines":
+                async with self._reading:
+                    facts = [await self.gateway.read_session_lines(SessionId(row["id"]), account)]
             else:
                 facts = await self._object(row["url"], account)
                 if facts[0].id != row["id"]:

@@ -147,7 +147,7 @@ async def approve(
     Must run inside a transaction. `amount_minor` is needed, and only allowed, where no refund could be prepared.
     Raises NotFound, ActRefused.
     """
-    name = _name(by)
+    name = named(by)
     case = await _lock(conn, realms, id_)
     open_ = _approvable(case, amount_minor)
     if amount_minor is not None:
@@ -159,7 +159,7 @@ async def approve(
     if any(_same_name(name, other) for other in names):
         raise ActRefused(f"{name} has approved {case.id} already; it needs a second person, with another name.")
     names.append(name)
-    await queries.save_act(conn, decision_id=case.id, act="approve", by_name=name, note=_note(note))
+    await queries.save_act(conn, decision_id=case.id, act="approve", by_name=name, note=said_why(note))
     planned = []
     if len(names) >= persons:
         rows = await fetch(conn, queries.plan_actions, ids=[action["id"] for action in open_], names=names)
@@ -177,7 +177,7 @@ async def reject(conn: Connection, realms: Sequence[str], id_: str, *, by: str, 
 
     What Stripe was asked for before, and refused, is closed too. Raises NotFound, ActRefused.
     """
-    name = _name(by)
+    name = named(by)
     case = await _lock(conn, realms, id_)
     _refuse_if_rejected(case)
     if sending := case.in_state("sending"):
@@ -185,7 +185,7 @@ async def reject(conn: Connection, realms: Sequence[str], id_: str, *, by: str, 
     unsent = case.in_state("planned", *OPEN_STATES)
     if not unsent and (case.decision.verdict is not Verdict.REVIEW or case.said("approve")):
         raise ActRefused(f"Nothing of {case.id} waits any more: {_state_of_things(case)}")
-    await queries.save_act(conn, decision_id=case.id, act="reject", by_name=name, note=_note(note))
+    await queries.save_act(conn, decision_id=case.id, act="reject", by_name=name, note=said_why(note))
     rows = await fetch(
         conn, queries.close_actions, ids=[action["id"] for action in unsent], error=f"rejected by {name}"
     )
@@ -194,7 +194,7 @@ async def reject(conn: Connection, realms: Sequence[str], id_: str, *, by: str, 
 
 async def note(conn: Connection, realms: Sequence[str], id_: str, *, by: str, text: str) -> Document:
     """A note on a decision, which changes nothing. Must run inside a transaction. Raises NotFound, ActRefused."""
-    name, said = _name(by), _note(text)
+    name, said = named(by), said_why(text)
     if not said:
         raise ActRefused("The note is empty: write it with --note TEXT.")
     case = await _lock(conn, realms, id_)
@@ -204,7 +204,7 @@ async def note(conn: Connection, realms: Sequence[str], id_: str, *, by: str, te
 
 async def pause(conn: Connection, *, on: bool, by: str, reason: str = "") -> None:
     """Stop every refund before it is sent, or let them go again (rule 6). Raises ActRefused without a name."""
-    await queries.set_pause_switch(conn, is_on=on, by_name=_name(by), reason=_note(reason))
+    await queries.set_pause_switch(conn, is_on=on, by_name=named(by), reason=said_why(reason))
 
 
 async def _outcome(conn: Connection, case: Case, act: str, name: str) -> Document:
@@ -381,14 +381,16 @@ def _same_name(one: str, other: str) -> bool:
     return " ".join(one.split()).casefold() == " ".join(other.split()).casefold()
 
 
-def _name(by: str) -> str:
+def named(by: str) -> str:
+    """The name of whoever acts, on one line. Raises ActRefused where there is none."""
     name = " ".join(by.split())
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise ActRefused(f"Say who you are with --by NAME (up to {MAX_NAME} characters).")
     return name
 
 
-def _note(text: str) -> str:
+def said_why(text: str) -> str:
+    """A note or a reason as it is kept. Raises ActRefused where it is too long."""
     said = text.strip()
     if len(said) > MAX_NOTE or "\x00" in said:
         raise ActRefused(f"A note has at most {MAX_NOTE} characters, and no NUL.")

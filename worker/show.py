@@ -394,3 +394,26 @@ def checked_policy(document: Document) -> None:
         for v in document["versions"]
     )
     table(("version", "in force from", ""), rows, "")
+
+
+def policy_diff(document: Document) -> None:
+    """`finalsale policy diff`."""
+    say(
+        f"{document['was']} -> {document['would_be']}, over {document['persons']} persons whose files changed since {when(document['since'])}\n"
+    )
+    terms = [(row["term"], row["was"], row["would_be"]) for row in document["terms"]]
+    table(("term", "was", "would be"), terms, "Both versions say the same.")
+    say()
+    table(
+        ("customer", "clause", "subject", "was", "would be"),
+        [(c["customer"], c["clause"], c["subject"], c["was"], c["would_be"]) for c in document["changes"]],
+        "Nothing in that history would have come out differently.",
+    )
+    for name, label in (("was", "refunds as it was"), ("would_be", "refunds as it would be")):
+        say(f"{label}: " + (", ".join(amount(sum_) for sum_ in document["refunds"][name]) or "none"))
+    told = document["tell"]
+    if told:
+        first = ", ".join(told[:10]) + (f" and {len(told) - 10} more (--json lists all)" if len(told) > 10 else "")
+        say(f"To be told by e-mail (clause 9), because their subscription runs: {len(told)} customers: {first}")
+    else:
+        say("Nobody needs to be told.")

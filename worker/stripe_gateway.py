@@ -18,8 +18,8 @@ import stamina
 import stripe
 from aiolimiter import AsyncLimiter
 
-from handlers.customer import AnyFact, BalanceRead, CustomerId, Invoice, Seconds
-from handlers.events import read_balance, read_list, read_object
+from handlers.customer import AnyFact, BalanceRead, CustomerId, Invoice, Seconds, SessionId, SessionLines
+from handlers.events import read_balance, read_list, read_object, read_session_lines
 from worker.errors import OutcomeUnknown, SettingsInvalid, StripeRefused, StripeUnavailable
 from worker.settings import Settings
 
@@ -128,6 +128,12 @@ class StripeGateway:
         body, as_of = await self._get(path, {"limit": PAGE_LIMIT}, account)
         return read_balance(customer, [body], as_of)
 
+    async def read_session_lines(self, session: SessionId, account: str | None) -> SessionLines:
+        """What was bought through a Checkout session, which its events do not carry. Raises as `read`."""
+        path = f"/v1/checkout/sessions/{session}/line_items"
+        body, as_of = await self._get(path, {"limit": PAGE_LIMIT}, account)
+        return read_session_lines(session, [body], as_of)
+
     async def event_page(self, since_s: Seconds, after: str | None) -> tuple[list[bytes], bool, Seconds]:
         """One page of /v1/events, newest first: bodies as Stripe renders them, whether more follow, and Stripe's clock."""
         filters: dict[str, Any] = {"created": {"gte": since_s}, "limit": PAGE_LIMIT}
@@ -159,6 +165,12 @@ class StripeGateway:
         """POST /v1/customers/…/balance_transactions. Raises as `refund`."""
         return await self._write("post", f"/v1/customers/{customer}/balance_transactions", parameters, key, account)
 
+    async def stage_evidence(self, dispute: str, fields: Mapping[str, str], key: str, account: str | None) -> Reply:
+        """POST /v1/disputes/… with `submit=false`, always: without it the update would be submitted for good. Raises as `refund`."""
+        return await self._write(
+            "post", f"/v1/disputes/{dispute}", {"evidence": dict(fields), "submit": "false"}, key, account
+        )
+
     async def _get(self, path: str, filters: Mapping[str, Any], account: str | None) -> tuple[bytes, Seconds]:
         """A read changes nothing, so it is repeated a few times before it counts as failed."""
         async for attempt in stamina.retry_context(
@@ -185,6 +197,7 @@ class StripeGateway:
     async def _write(
         self, method: str, path: str, parameters: Mapping[str, Any], key: str, account: str | None
     ) -> Reply:
+        assert "/disputes" not in path or parameters.get("submit") == "false", "evidence is submitted by people only"
         client = self._stripe()
         try:
             async with asyncio.timeout(self.timeout_s + 1):

@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from worker import api
 from worker.db import queries, session_settings
 from worker.db.migrations import current_revision, is_pending
 from worker.errors import FinalsaleError
@@ -213,6 +214,7 @@ async def listening(
     webhook = Webhook(settings, overloaded=watch.overloaded, ring=bell.ring, registry=registry)
     registry.register(_Exported(webhook, watch, bell))
     app = create_app(webhook, watch, bell, settings.redis_url is not None, registry)
+    api.mount(app, settings, registry)
     if extend is not None:
         extend(app)
     report = _Reporter(webhook)

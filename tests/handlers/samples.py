@@ -318,6 +318,7 @@ def subscription(shape: str = "new", **over: Any) -> Json:
         "metadata": {"user_id": "u1"},
         "pause_collection": {"behavior": "void", "resumes_at": None},
         "status": "active",
+        "schedule": None,
         "test_clock": None,
         "trial_end": None,
         "trial_start": None,
@@ -325,6 +326,34 @@ def subscription(shape: str = "new", **over: Any) -> Json:
     if shape == "old":
         body |= {"current_period_start": T0, "current_period_end": T0 + MONTH, "discount": None}
     return body | over
+
+
+def subscription_schedule(**over: Any) -> Json:
+    """One phase of a month on `sub_1`, which ends with it."""
+    phase = {
+        "items": [{"price": "price_1", "quantity": 2}],
+        "start_date": T0,
+        "end_date": T0 + MONTH,
+        "trial_end": None,
+    }
+    return {
+        "id": "sub_sched_1",
+        "object": "subscription_schedule",
+        "canceled_at": None,
+        "completed_at": None,
+        "created": T0,
+        "current_phase": {"start_date": T0, "end_date": T0 + MONTH},
+        "customer": "cus_1",
+        "end_behavior": "cancel",
+        "livemode": True,
+        "metadata": {},
+        "phases": [phase],
+        "released_at": None,
+        "released_subscription": None,
+        "status": "active",
+        "subscription": "sub_1",
+        "test_clock": None,
+    } | over
 
 
 def customer(**over: Any) -> Json:
@@ -367,6 +396,7 @@ def dispute(**over: Any) -> Json:
         "currency": "usd",
         "evidence_details": {"due_by": T0 + MONTH, "has_evidence": False, "past_due": False, "submission_count": 0},
         "intended_submission_method": "manual",
+        "is_charge_refundable": False,
         "livemode": True,
         "metadata": {},
         "payment_intent": "pi_1",
@@ -390,6 +420,22 @@ def checkout_session(**over: Any) -> Json:
         "payment_status": "paid",
         "status": "complete",
         "subscription": "sub_1",
+    } | over
+
+
+def session_line(**over: Any) -> Json:
+    """A credit pack bought twice through a Checkout session."""
+    return {
+        "id": "li_1",
+        "object": "item",
+        "amount_discount": 0,
+        "amount_subtotal": 3000,
+        "amount_tax": 0,
+        "amount_total": 3000,
+        "currency": "usd",
+        "description": "100 credits",
+        "price": price(id="price_pack", metadata={"credits": "100"}, recurring=None, type="one_time"),
+        "quantity": 2,
     } | over
 
 
@@ -431,6 +477,7 @@ SAMPLES: dict[str, Json] = {
     "invoice_payment": invoice_payment(),
     "customer": customer(),
     "subscription": subscription(),
+    "subscription_schedule": subscription_schedule(),
     "checkout.session": checkout_session(),
 }
 """One object of every kind that is read, by its `object`."""

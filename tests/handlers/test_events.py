@@ -25,13 +25,29 @@ from handlers.customer import (
     InvoicePayment,
     Line,
     PaymentIntent,
+    PriceCredits,
     Refund,
+    SessionId,
+    SessionLine,
+    SessionLines,
     Subscription,
     SubscriptionItem,
+    SubscriptionSchedule,
+    Trial,
     decode,
     encode,
 )
-from handlers.events import MAX_MINOR, Hint, Unreadable, email_hash, parse_event, read_balance, read_list, read_object
+from handlers.events import (
+    MAX_MINOR,
+    Hint,
+    Unreadable,
+    email_hash,
+    parse_event,
+    read_balance,
+    read_list,
+    read_object,
+    read_session_lines,
+)
 from tests.handlers import samples
 from tests.handlers.samples import MONTH, NEW, SAMPLES, T0, Json, event, page, thin, wire
 
@@ -232,7 +248,7 @@ def test_the_rest() -> None:
     assert read(samples.dispute()) == Dispute(
         id="du_1", as_of=AS_OF, charge="ch_1", payment_intent="pi_1", amount_minor=2900, currency="usd",
         status="needs_response", reason="fraudulent", created=T0 + 90, due_by=T0 + MONTH,
-        intended_submission_method="manual",
+        intended_submission_method="manual", withdrawn_minor=0,
     )  # fmt: skip
     assert read(samples.checkout_session()) == CheckoutSession(
         id="cs_1", as_of=AS_OF, customer="cus_1", mode="subscription", payment_status="paid", status="complete",
@@ -242,6 +258,120 @@ def test_the_rest() -> None:
         id="issfr_1", as_of=AS_OF, charge="ch_1", payment_intent="pi_1", fraud_type="made_with_stolen_card",
         actionable=True, created=T0,
     )  # fmt: skip
+
+
+# --- trials, credits and schedules --------------------------------------------------------------------------------------
+
+
+@SHAPES
+def test_a_trial_is_told_with_what_it_was_given_for(shape: str) -> None:
+    items = [samples.item(shape, id="si_2", price=samples.price(id="price_2"), quantity=None), samples.item(shape)]
+    body = samples.subscription(
+        shape, trial_start=T0, trial_end=T0 + 9, items={"data": items, "has_more": False}, schedule="sub_sched_1"
+    )
+    told = read(body)
+    given_for = (("price_1", 2), ("price_2", 1))
+    assert told.trials == (Trial(start=T0, end=T0 + 9, told_at=AS_OF, items=given_for, items_at=AS_OF),)
+    assert told.schedule == "sub_sched_1"
+
+
+@pytest.mark.parametrize("over", [{"trial_start": T0}, {"trial_end": T0 + 9}, {}])
+def test_half_a_trial_is_none(over: Json) -> None:
+    assert read(samples.subscription(**over)).trials == ()
+
+
+NUMBERS = [("500", 500), ("0", 0), ("007", 7), (str(10**9), 10**9)]
+SLIPS = ["", "-1", "+5", "5.0", "1e3", " 5", "5\n", "\u0665", str(10**9 + 1), "0" * 11, 500, None, True, [], {}]
+
+
+@SHAPES
+@pytest.mark.parametrize(("value", "granted"), [*NUMBERS, *[(slip, None) for slip in SLIPS]])
+def test_what_a_price_grants_is_a_whole_number_or_nothing(shape: str, value: Any, granted: int | None) -> None:
+    """The metadata of the price, on an item and in old shapes on an invoice's line; slips are ignored, never guessed at."""
+    priced = samples.price(metadata={"credits": value, "other": "9"})
+    item = samples.item(shape, price=priced)
+    told = read(samples.subscription(shape, items={"data": [item, item], "has_more": False})).price_credits
+    assert told == (() if granted is None else (PriceCredits(price="price_1", credits=granted, since=AS_OF),))
+    line = read(changed(samples.invoice("old"), "lines.data.0.price", priced)).lines[0]
+    assert line.credits == granted
+
+
+def test_credits_of_several_prices_are_told_in_one_order() -> None:
+    prices = [("price_2", {"trial_credits": "5"}), ("price_1", {"credits": "7", "trial_credits": "x"}), ("price_3", {})]
+    items = [samples.item(id=f"si_{n}", price=samples.price(id=p, metadata=m)) for n, (p, m) in enumerate(prices)]
+    assert read(samples.subscription(items={"data": items, "has_more": False})).price_credits == (
+        PriceCredits(price="price_1", credits=7, since=AS_OF),
+        PriceCredits(price="price_2", trial_credits=5, since=AS_OF),
+    )
+
+
+def test_an_old_item_with_a_plan_only_tells_the_plans_credits() -> None:
+    plan = {"id": "gold", "product": "prod_1", "interval": "week", "interval_count": 1, "metadata": {"credits": "9"}}
+    item = changed(samples.item("old", plan=plan), "price", ...)
+    told = read(samples.subscription("old", items={"data": [item], "has_more": False}))
+    assert told.price_credits == (PriceCredits(price="gold", credits=9, since=AS_OF),)
+
+
+def test_a_schedule_ends_with_its_last_phase_and_keeps_the_subscription_it_released() -> None:
+    told = SubscriptionSchedule(
+        id="sub_sched_1", as_of=AS_OF, customer="cus_1", subscription="sub_1", status="active", end_behavior="cancel",
+        ends_at=T0 + MONTH, created=T0,
+    )  # fmt: skip
+    assert read(samples.subscription_schedule()) == told
+    released = samples.subscription_schedule(
+        status="released", subscription=None, released_subscription="sub_1", released_at=T0 + 7, phases=[]
+    )
+    fact = read(released)
+    assert (fact.subscription, fact.released_at, fact.ends_at) == ("sub_1", T0 + 7, None)
+    last = {"start_date": T0 + MONTH, "end_date": T0 + 2 * MONTH}
+    assert read(samples.subscription_schedule(phases=[{"end_date": T0 + MONTH}, last])).ends_at == T0 + 2 * MONTH
+
+
+def test_the_lines_of_a_checkout_session_read_as_one_fact() -> None:
+    monthly = samples.session_line(id="li_2", price=samples.price(), quantity=None, amount_total=2900)
+    pages = [page(samples.session_line(), has_more=True), page(monthly)]
+    pack = SessionLine(id="li_1", price="price_pack", quantity=2, amount_minor=3000, currency="usd", credits=100)
+    plan = SessionLine(id="li_2", price="price_1", amount_minor=2900, currency="usd", recurring=True)
+    whole = SessionLines(id="lines:cs_1", as_of=AS_OF, session="cs_1", lines=(pack, plan))
+    cs = SessionId("cs_1")
+    assert read_session_lines(cs, pages, AS_OF) == whole
+    assert decode(encode(whole)) == whole
+    assert read_session_lines(cs, pages[:1], AS_OF).complete is False
+    assert read_session_lines(cs, [], AS_OF).complete is False
+
+
+def test_a_session_line_without_price_is_read_and_another_kind_of_object_is_refused() -> None:
+    (line,) = read_session_lines(SessionId("cs_1"), [page(samples.session_line(price=None))], AS_OF).lines
+    assert (line.price, line.recurring, line.credits) == (None, False, None)
+    for damaged in (samples.charge(), samples.session_line(amount_total=None), samples.session_line(quantity=-1)):
+        with pytest.raises(Unreadable):
+            read_session_lines(SessionId("cs_1"), [page(damaged)], AS_OF)
+
+
+# --- disputes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "sent"), [(0, False), (1, True), (None, False), (..., False)])
+def test_evidence_is_submitted_when_a_submission_was_counted(count: Any, sent: bool) -> None:
+    staged = changed(samples.dispute(), "evidence_details.has_evidence", True)
+    assert read(changed(staged, "evidence_details.submission_count", count)).evidence_submitted == sent
+
+
+@pytest.mark.parametrize(
+    ("moved", "withdrawn"),
+    [
+        (None, None),
+        ([], 0),
+        ([(-2900, "usd")], 2900),
+        ([(-2900, "usd"), (2900, "usd")], 0),
+        ([(-2900, "usd"), (1900, "usd")], 1000),
+        ([(-2700, "eur")], None),
+    ],
+)
+def test_what_a_dispute_took_is_the_sum_of_its_movements_in_its_own_currency(moved: Any, withdrawn: int | None) -> None:
+    txns = moved and [{"id": "txn_1", "amount": amount, "currency": c, "fee": 1500} for amount, c in moved]
+    told = read(samples.dispute(balance_transactions=[] if moved == [] else txns, is_charge_refundable=True))
+    assert (told.withdrawn_minor, told.refundable) == (withdrawn, True)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +407,7 @@ LINKS = {
     "invoice": ["customer", "parent.subscription_details.subscription", "lines.data.0.pricing.price_details.price"],
     "invoice_payment": ["invoice", "payment.payment_intent"],
     "subscription": ["customer", "latest_invoice", "items.data.0.price.product"],
+    "subscription_schedule": ["customer", "subscription"],
     "refund": ["charge", "payment_intent"],
     "dispute": ["charge", "payment_intent"],
     "checkout.session": ["customer", "subscription", "invoice"],
@@ -338,6 +469,7 @@ NEEDED = {
         *("id", "created", "status", "items.data.0.id", "items.data.0.price", "items.data.0.price.id"),
         *("items.data.0.current_period_start", "items.data.0.current_period_end"),
     ],
+    "subscription_schedule": ["id", "created", "status"],
     "customer": ["id", "created"],
     "refund": ["id", "amount", "created", "currency", "status"],
     "dispute": ["id", "amount", "created", "currency", "status"],
@@ -480,6 +612,7 @@ def test_the_account_of_an_event(over: Json, expected: str | None) -> None:
         ("charge.dispute", "/v1/disputes/du_1", "dispute"),
         ("checkout.session", "/v1/checkout/sessions/cs_1", "checkout.session"),
         ("customer", "/v1/customers/c%40x", "customer"),
+        ("subscription_schedule", "/v1/subscription_schedules/sub_sched_1", "subscription_schedule"),
         ("payout", "/v1/payouts/po_1", None),
         ("charge", "/v2/core/charges/ch_1", None),
         ("charge", "https://example.com/v1/charges/ch_1", None),
@@ -567,6 +700,8 @@ def paths_of(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 ALL: list[Json] = [
     *SAMPLES.values(),
+    samples.subscription(trial_start=T0, trial_end=T0 + 9, schedule="sub_sched_1"),
+    samples.dispute(balance_transactions=[{"id": "txn_1", "amount": -2900, "currency": "usd"}]),
     samples.charge("old"),
     samples.payment_intent("old"),
     samples.invoice("old"),
@@ -603,6 +738,7 @@ def test_any_bytes_are_refused_and_never_crash(payload: bytes) -> None:
         parse_event,
         lambda body: read_object(body, AS_OF),
         lambda body: read_balance(CustomerId("c"), [body], AS_OF),
+        lambda body: read_session_lines(SessionId("cs_1"), [body], AS_OF),
     ):
         with pytest.raises(Unreadable):
             door(payload)

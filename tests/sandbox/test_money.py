@@ -1,4 +1,4 @@
-"""Refunds, disputes and idempotency behave as Stripe documents them."""
+"""Refunds and idempotency behave as Stripe documents them."""
 
 from __future__ import annotations
 
@@ -120,76 +120,6 @@ async def test_only_the_metadata_of_a_refund_can_change(sb: Sandbox, shop: Shop,
     assert (await client.post(path, {"metadata[a]": "", "metadata[c]": "3"})).body["metadata"] == {"b": "2", "c": "3"}
     assert (await client.post(path, {"amount": 1})).error["code"] == "parameter_unknown"
     assert (await client.post(path + "/cancel")).status == 400
-
-
-# -- disputes ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_chargeback_takes_the_money_and_a_win_returns_it(sb: Sandbox, shop: Shop, client: Client) -> None:
-    charge = shop.charge()
-    dispute = sb.books.open_dispute(charge)
-    assert charge["disputed"]
-    path = f"/v1/disputes/{dispute['id']}"
-    staged = await client.post(path, {"evidence[product_description]": "images", "submit": "false"})
-    assert (staged.body["status"], staged.body["evidence_details"]["has_evidence"]) == ("needs_response", True)
-    sent = await client.post(path, {"evidence[product_description]": "images"})
-    assert (sent.body["status"], sent.body["evidence_details"]["submission_count"]) == ("under_review", 1)
-    assert (await client.post(path, {"evidence[product_description]": "late"})).status == 400
-    sb.books.set_dispute(dispute, "won")
-    moves = [(t["amount"], t["fee"], t["reporting_category"]) for t in dispute["balance_transactions"]]
-    assert moves == [(-2900, 1500, "dispute"), (2900, 0, "dispute_reversal")]
-    assert types(sb, "charge.dispute.") == [
-        f"charge.dispute.{what}"
-        for what in ("created", "funds_withdrawn", "updated", "updated", "closed", "funds_reinstated")
-    ]
-
-
-async def test_an_inquiry_escalates_without_a_second_created(sb: Sandbox, shop: Shop) -> None:
-    dispute = sb.books.open_dispute(shop.charge(), inquiry=True)
-    assert dispute["is_charge_refundable"]
-    sb.books.escalate(dispute)
-    assert (dispute["status"], dispute["is_charge_refundable"]) == ("needs_response", False)
-    assert types(sb, "charge.dispute.") == [
-        f"charge.dispute.{what}" for what in ("created", "updated", "funds_withdrawn")
-    ]
-
-
-async def test_silence_loses_a_chargeback_and_closes_an_inquiry(sb: Sandbox, shop: Shop) -> None:
-    chargeback, inquiry = sb.books.open_dispute(shop.charge()), sb.books.open_dispute(shop.charge(), inquiry=True)
-    sb.books.advance(9 * DAY)
-    assert (chargeback["status"], chargeback["evidence_details"]["past_due"]) == ("lost", True)
-    assert inquiry["status"] == "warning_needs_response"
-    sb.books.advance(111 * DAY)
-    assert inquiry["status"] == "warning_closed"
-
-
-async def test_a_late_win_is_updated_and_reinstated_but_closed_once(sb: Sandbox, shop: Shop) -> None:
-    dispute = sb.books.open_dispute(shop.charge())
-    for status in ("lost", "appeal_needs_response", "appeal_under_review", "won"):
-        sb.books.set_dispute(dispute, status)
-    assert types(sb, "charge.dispute.closed") == ["charge.dispute.closed"] * 2
-    late = sb.books.open_dispute(shop.charge())
-    sb.books.set_dispute(late, "lost")
-    sb.books.set_dispute(late, "won")
-    assert types(sb, "charge.dispute.")[-3:] == [
-        "charge.dispute.closed",
-        "charge.dispute.updated",
-        "charge.dispute.funds_reinstated",
-    ]
-
-
-async def test_a_prevented_dispute_is_created_and_closed_at_once(sb: Sandbox, shop: Shop) -> None:
-    dispute = sb.books.open_dispute(shop.charge(), prevented=True)
-    assert dispute["status"] == "prevented"
-    assert {"charge.dispute.created", "charge.dispute.closed"} <= set(types(sb))
-
-
-async def test_a_fraud_warning_moves_no_money(sb: Sandbox, shop: Shop, client: Client) -> None:
-    charge = shop.charge()
-    sb.books.warn_of_fraud(charge)
-    found = await client.get("/v1/radar/early_fraud_warnings", charge=charge["id"])
-    assert [w["actionable"] for w in found.body["data"]] == [True]
-    assert len(list(sb.books.all("balance_transaction"))) == 1
 
 
 # -- idempotency -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ CLASSES: dict[str, type] = {
     "dispute": stripe.Dispute,
     "event": stripe.Event,
     "invoice": stripe.Invoice,
+    "item": stripe.LineItem,
     "invoice_payment": stripe.InvoicePayment,
     "payment_intent": stripe.PaymentIntent,
     "plan": stripe.Plan,
@@ -33,6 +34,7 @@ CLASSES: dict[str, type] = {
     "radar.early_fraud_warning": radar.EarlyFraudWarning,
     "refund": stripe.Refund,
     "subscription": stripe.Subscription,
+    "subscription_schedule": stripe.SubscriptionSchedule,
     "tax_rate": stripe.TaxRate,
 }
 NOT_IN_THE_SDK = {"destination", "dispute", "order", "object", "source"}
@@ -88,19 +90,24 @@ def wrong_fields(value: Any, want: type, path: str) -> list[str]:
 async def a_day() -> Books:
     books = Books(seed=3)
     await Day(books, customers=160, seed=3).run()
+    running = [sub for sub in books.all("subscription") if sub["status"] == "active"]
+    books.pause(running[0])
+    books.cancel_schedule(books.schedule(running[1], end_behavior="cancel"))
+    books.schedule(running[2])
     return books
 
 
 async def test_every_object_of_a_day_fits_the_types_of_the_sdk() -> None:
     books = await a_day()
     seen: dict[str, list[str]] = {}
-    for kind, objects in books.objects.items():
+    items = {line["id"]: line for lines in books.session_lines.values() for line in lines}
+    for kind, objects in [*books.objects.items(), ("item", items)]:
         for obj in list(objects.values())[:200]:
             shown = obj if kind != "event" else msgspec.json.decode(shapes.encode(obj))
             for bad in wrong(shown, CLASSES[kind], kind):
                 seen.setdefault(bad.split(":")[0], []).append(bad)
     assert {path: found[0] for path, found in seen.items()} == {}
-    assert set(CLASSES) == set(books.objects)
+    assert set(CLASSES) == {*books.objects, "item"}
 
 
 async def test_every_event_type_is_one_of_the_sdk() -> None:

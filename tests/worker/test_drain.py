@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 import worker.drain
-from handlers.customer import AnyFact, Charge, CustomerFile, Dispute
+from handlers.customer import AnyFact, Charge, CustomerId, Dispute, Fact
 from handlers.decisions import Judgement
-from handlers.duplicates import judge
 from handlers.events import parse_event
+from handlers.judgement import judge_person
 from sandbox.webhooks import snapshot_body
 from tests.handlers.history import DAY, MINUTE, History
 from tests.stripe_sender import thin_event
@@ -398,12 +398,12 @@ async def test_an_event_that_breaks_the_judge_is_found_by_halving_tried_eight_ti
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    def breaks(file: CustomerFile, *args: Any, **named: Any) -> Judgement:
-        if "cus_bad" in {charge.customer for charge in file.charges.values()}:
+    def breaks(facts: dict[CustomerId, list[Fact]], *args: Any, **named: Any) -> Judgement:
+        if "cus_bad" in facts:
             raise ZeroDivisionError("secret words of a customer")
-        return judge(file, *args, **named)
+        return judge_person(facts, *args, **named)
 
-    monkeypatch.setattr(worker.drain, "judge", breaks)
+    monkeypatch.setattr(worker.drain, "judge_person", breaks)
     good = [charge_event(f"evt_{n}", id=f"ch_{n}", customer=f"cus_{n}") for n in range(12)]
     await store(pool, *good[:5], charge_event("evt_bad", id="ch_bad", customer="cus_bad"), *good[5:])
     assert await drain(pool, court()) == 13
@@ -490,12 +490,12 @@ async def test_a_file_that_cannot_be_judged_stops_no_other_wake_up(
     await m.hear()
     bad, good = [row["id"] for row in await m.pool.fetch("select id from objects where kind = 'customer' order by id")]
 
-    def breaks(file: CustomerFile, *args: Any, **named: Any) -> Judgement:
-        if bad in file.customers:
+    def breaks(facts: dict[CustomerId, list[Fact]], *args: Any, **named: Any) -> Judgement:
+        if bad in facts:
             raise ZeroDivisionError
-        return judge(file, *args, **named)
+        return judge_person(facts, *args, **named)
 
-    monkeypatch.setattr(worker.drain, "judge", breaks)
+    monkeypatch.setattr(worker.drain, "judge_person", breaks)
     await m.pool.execute(
         "insert into wakeups (realm, customer, due_at) values ('test', $1, now()), ('test', $2, now())", bad, good
     )

@@ -44,11 +44,11 @@ select id, customer from objects where realm = :realm and id = any(:ids::text[])
 
 -- name: waiting_for
 -- Objects whose customer was not known and that refer to one of these, and the files of charges that were a guest's until now.
-select id, body from objects
+select id, customer, body from objects
 where realm = :realm and customer is null
   and (reference_a = any(:ids::text[]) or reference_b = any(:ids::text[]))
 union all
-select id, body from objects where realm = :realm and customer = any(:guests::text[]) and id <> customer;
+select id, customer, body from objects where realm = :realm and customer = any(:guests::text[]);
 
 -- name: keys_of
 select customer, key from links where realm = :realm and customer = any(:customers::text[]);
@@ -105,6 +105,11 @@ on conflict do nothing;
 -- name: current_decisions
 select distinct on (subject) subject, id, revision, fingerprint, verdict, body from decisions
 where realm = :realm and customer = any(:customers::text[])
+order by subject, revision desc;
+
+-- name: current_decisions_about
+select distinct on (subject) subject, id, revision, fingerprint, verdict, body from decisions
+where realm = :realm and subject = any(:subjects::text[])
 order by subject, revision desc;
 
 -- name: save_decisions!
@@ -195,14 +200,16 @@ insert into wakeups (realm, customer, due_at) values (:realm, :customer, :due_at
 on conflict (realm, customer) do update set due_at = least(wakeups.due_at, excluded.due_at);
 
 -- name: due_wakeups
-select realm, customer from wakeups where due_at <= now() order by due_at limit :batch;
+-- The realms' clocks differ in a rehearsal; the first condition is the index's.
+select realm, customer from wakeups
+where due_at <= greatest(now(), moment('test')) and due_at <= moment(realm) order by due_at limit :batch;
 
 -- name: wake_now!
 -- Under the lock of the customer, before the file is judged: what that judgement asks for is kept.
-delete from wakeups where realm = :realm and customer = any(:customers::text[]) and due_at <= now();
+delete from wakeups where realm = :realm and customer = any(:customers::text[]) and due_at <= moment(:realm);
 
 -- name: wake_again!
-update wakeups set due_at = now() + interval '10 minutes' where realm = :realm and customer = :customer;
+update wakeups set due_at = moment(realm) + interval '10 minutes' where realm = :realm and customer = :customer;
 
 -- name: found_orphans
 -- Objects that waited for another one which has come since (two workers may have passed each other).

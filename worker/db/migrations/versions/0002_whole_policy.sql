@@ -62,6 +62,7 @@ create table standing_changes (
 comment on table standing_changes is 'Append-only: every change of standing or of its holds, with its cause.';
 create index standing_changes_customer on standing_changes (realm, customer, id);
 create trigger standing_changes_append_only before update or delete on standing_changes for each row execute function refuse_change();
+create trigger standing_changes_no_truncate before truncate on standing_changes for each statement execute function refuse_change();
 
 create table lots (
     realm      text not null,
@@ -138,6 +139,7 @@ create table consumptions (
 );
 comment on table consumptions is 'Append-only: one row per caller''s key, so that a repeated request consumes once.';
 create trigger consumptions_append_only before update or delete on consumptions for each row execute function refuse_change();
+create trigger consumptions_no_truncate before truncate on consumptions for each statement execute function refuse_change();
 
 create function consume_credits(
     in_realm text, in_customer text, in_key text, in_amount bigint,
@@ -257,6 +259,7 @@ create table case_acts (
 comment on table case_acts is 'Append-only: what was done about a case, by whom.';
 create index case_acts_case on case_acts (case_id, id);
 create trigger case_acts_append_only before update or delete on case_acts for each row execute function refuse_change();
+create trigger case_acts_no_truncate before truncate on case_acts for each statement execute function refuse_change();
 
 create table api_tokens (
     id         text collate "C" primary key,       -- public part, shown in lists
@@ -279,3 +282,5 @@ create view customer_credits as
            case when ends_at is null or ends_at > moment(realm) then remaining else 0 end as available
     from lots;
 comment on view customer_credits is 'Stable, for the merchant''s app: one row per lot. `available` is what can be consumed now, unless the customer is suspended.';
+
+create index decisions_disputes on decisions (realm, subject, revision) where clause = '7';

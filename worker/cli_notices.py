@@ -1,0 +1,125 @@
+"""`finalsale notices` and `finalsale alerts`: what the merchant's app was told, telling it again, and what people should hear of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from cyclopts import App, Parameter
+
+from worker import notices, reading, show
+from worker.desk import Desk, ask
+
+notices_app = App(name="notices", help="Signed notices to the merchant's app: what it was told and what waits.")
+alerts_app = App(name="alerts", help="What people should hear of: chargebacks, deadlines, refunds by hand, failures.")
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
+Limit = Annotated[int | None, Parameter(help="At most so many rows.")]
+State = Literal["waiting", "sent", "failed", "held"]
+PAGE = 50
+"""Rows of a table where no --limit is given; a JSON document has them all."""
+
+
+@notices_app.command(name="list")
+def list_notices(
+    *, customer: str | None = None, state: State | None = None, limit: Limit = None, as_json: Json = False
+) -> None:
+    """Notices, newest first: to whom they belong, what they tell, and what became of them.
+
+    Parameters
+    ----------
+    customer
+        Only this customer's (cus_...).
+    state
+        waiting (also: to be tried again), sent, failed (given up), or held (too old to be news).
+    """
+    most = _most(limit, as_json)
+    rows = ask(lambda d: notices.listed(d.conn, d.realms, customer=customer, state=state, limit=most))
+    if as_json:
+        show.json_document(rows)
+        return
+    columns = ("notice", "made", "state", "type", "customer", "what went wrong")
+    show.table(
+        columns,
+        ([*_cells(row, "id", "created_at", "state", "type", "customer"), _trouble(row)] for row in rows),
+        "No notices.",
+    )
+
+
+@notices_app.command(name="show")
+def show_notice(id_: Annotated[str, Parameter(name="ID")], /, *, as_json: Json = False) -> None:
+    """One notice: what became of it, and the body that is signed and sent."""
+    document = ask(lambda d: notices.shown(d.conn, d.realms, id_))
+    if as_json:
+        show.json_document(document)
+        return
+    show.fields((name.replace("_", " "), value) for name, value in document.items() if name != "body")
+    show.say()
+    show.say(msgspec.json.format(msgspec.json.encode(document["body"]), indent=2).decode())
+
+
+@notices_app.command
+def replay(
+    *ids: Annotated[str, Parameter(name="ID")],
+    customer: str | None = None,
+    since: str | None = None,
+    state: State | None = None,
+    as_json: Json = False,
+) -> None:
+    """Send notices again, in their old order, under their old ids: an app that has seen one passes over it.
+
+    Parameters
+    ----------
+    customer
+        All of this customer's (cus_...).
+    since
+        Those made since: how far back (30m, 24h, 7d) or a date (2026-01-31).
+    state
+        Those in this state: failed, held, sent.
+    """
+    moment = reading.moment(since) if since else None
+
+    async def again(desk: Desk) -> list[str]:
+        asked: dict[str, Any] = {"customer": customer, "since": moment, "state": state}
+        return await notices.replay(desk.conn, desk.realms, ids=ids, **asked)
+
+    replayed = ask(again, change=True)
+    if as_json:
+        show.json_document({"replayed": replayed})
+    else:
+        show.say(f"{len(replayed)} notices wait again.")
+
+
+@alerts_app.command(name="list")
+def list_alerts(
+    *,
+    resolved: Annotated[bool, Parameter(name="--all", negative="", help="Also what is over.")] = False,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """What people should hear of now, the most severe first: what happened, what time will do by itself, what to do."""
+    most = _most(limit, as_json)
+    rows = ask(lambda d: notices.alerts(d.conn, d.realms, resolved=resolved, limit=most))
+    if as_json:
+        show.json_document(rows)
+        return
+    columns = ("severity", "since", *(("over since",) if resolved else ()), "subject", "what")
+    cells = ("severity", "raised_at", *(("resolved_at",) if resolved else ()), "subject", "sentence")
+    show.table(columns, (_cells(row, *cells) for row in rows), "Nothing needs anybody's attention.")
+
+
+def _cells(row: reading.Document, *names: str) -> list[object]:
+    return [row[name] for name in names]
+
+
+def _trouble(row: reading.Document) -> str | None:
+    if row["error"] is None:
+        return None
+    again = f"; tried {row['attempts']} times, again at {show.when(row['next_at'])}"
+    return f"{row['error']}{again if row['state'] == 'waiting' else ''}"
+
+
+def _most(limit: int | None, as_json: bool) -> int | None:
+    if limit is not None and limit < 1:
+        raise reading.NotUnderstood("--limit is a number of rows, 1 or more.")
+    return limit if limit is not None or as_json else PAGE
