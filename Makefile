@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: install run test check bench chaos lock format clean
+.PHONY: install run test check bench chaos year lock format clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -41,6 +41,9 @@ bench: install  ## intake and judgement beside their baselines in one run; ARGS=
 
 chaos: install  ## the long fault campaign: kill -9, empty Redis, restart Postgres; ARGS="--minutes 10 --seed 1"
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+year: install  ## a merchant's year with 10,000 customers, whose books must close; ARGS="--json", ARGS="--customers 500 --seed 2"
+	@$(BIN)/python -m tests.year $(ARGS)
 
 lock: install  ## lock the dependencies again, with hashes
 	@$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-options --no-header -o requirements.txt pyproject.toml

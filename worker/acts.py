@@ -114,8 +114,10 @@ async def _act(conn: Connection, realm: str, wish: Wish, id_: str, known: list[A
     facts: dict[str, Any] = {}
     match wish.kind:
         case ActKind.SUSPEND:
-            if held := _operators_hold(account):
-                raise ActRefused(f"{wish.customer} is suspended by an operator already: {held}")
+            if held := _operators_hold(known):
+                raise ActRefused(
+                    f"{wish.customer} is suspended by an operator already: by {held.by} since {_iso(held.at)} ({held.reason})."
+                )
         case ActKind.LIFT | ActKind.KEEP:
             facts = await _about_hold(conn, realm, wish, account, known)
         case ActKind.EXTEND:
@@ -137,8 +139,11 @@ async def _act(conn: Connection, realm: str, wish: Wish, id_: str, known: list[A
     )
 
 
-def _operators_hold(account: Account) -> str | None:
-    return next((hold.cause for hold in account.holds if hold.subject == OPERATOR_HOLD), None)
+def _operators_hold(known: Sequence[Act]) -> Act | None:
+    """The operators' own hold by the acts alone: whether or not a worker has judged the last of them yet."""
+    kinds = (ActKind.SUSPEND, ActKind.LIFT)
+    last = next((act for act in reversed(known) if act.kind in kinds and act.dispute is None), None)
+    return last if last is not None and last.kind is ActKind.SUSPEND else None
 
 
 async def _about_hold(
@@ -148,7 +153,7 @@ async def _about_hold(
     held = {hold.subject for hold in account.holds}
     disputes = ", ".join(sorted(held - {OPERATOR_HOLD})) or "none"
     if wish.dispute is None:
-        if OPERATOR_HOLD not in held:
+        if _operators_hold(known) is None:
             raise ActRefused(
                 f"No operator suspended {wish.customer}, so there is nothing to lift. Holds of disputes: {disputes}; lift one "
                 "with --dispute."

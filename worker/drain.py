@@ -506,9 +506,11 @@ async def _judge(
     if strangers:  # decided before under another customer, as a guest's charge is
         told = await connection.fetch(queries.current_decisions_about.sql, realm, strangers)
         current |= {row["subject"]: row for row in told}
+    judged = {subject for judgement in judgements for subject in judgement.decisions}
     news: list[_News] = []
     for group, judgement in zip(groups, judgements, strict=True):
-        known = {s: r for s, r in current.items() if s in judgement.decisions or _of(r, group)}
+        others = judged - judgement.decisions.keys()
+        known = {s: r for s, r in current.items() if s in judgement.decisions or (s not in others and _of(r, group))}
         news += _revisions(judgement.decisions, known, frozen)
     wanted = frozenset().union(*(judgement.wanted for judgement in judgements))
     if wanted:

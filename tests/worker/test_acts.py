@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from handlers.customer import at
 from tests.handlers.history import DAY, MONTH, T0, History
 from tests.worker.books import REALMS, court, tell
 from tests.worker.merchant import merchant
-from worker import acts
+from worker import acts, cli_accounts
 from worker.acts import Wish, carry_out, seen
 from worker.cli_accounts import chargebacks_app, credits_app, register
 from worker.cli_notices import alerts_app, notices_app
-from worker.db import Pool, connection, transaction
+from worker.db import Pool, connection, queries, transaction
 from worker.drain import settle
 from worker.errors import FinalsaleError
 from worker.reading import Document, NotFound
@@ -313,6 +313,24 @@ def cli(
     logging.getLogger().handlers, logging.getLogger().level = handlers, level
 
 
+@pytest.fixture
+async def judging(pool: Pool) -> AsyncIterator[None]:
+    """A worker's sweep: whoever is woken is judged at once."""
+
+    async def sweep() -> None:
+        while True:
+            for row in await pool.fetch(queries.due_wakeups.sql, 10):
+                async with transaction(pool) as conn:
+                    await settle(conn, court(), row["realm"], (), wake=[row["customer"]])
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(sweep())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("judging")
 async def test_acts_from_the_command_line_say_what_became_of_the_customer(pool: Pool, cli: Cli) -> None:
     await tell(pool, subscribed("needs_response"))
     who = ("--by", "Ann", "--reason", "spoke to her")
@@ -329,6 +347,16 @@ async def test_acts_from_the_command_line_say_what_became_of_the_customer(pool: 
     assert (json.loads(told)["credits"], json.loads(told)["credits_left"]) == (25, 525)
     with pytest.raises(FinalsaleError):
         await cli("customers", "lift", "cus_A", *who)
+
+
+async def test_an_act_without_any_worker_says_that_it_has_still_to_be_judged(
+    pool: Pool, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tell(pool, subscribed())
+    monkeypatch.setattr(cli_accounts, "JUDGED_WITHIN_S", 0.0)
+    told = await cli("customers", "suspend", "cus_A", "--by", "Ann", "--reason", "spoke to her")
+    assert "No worker has looked at it yet" in told
+    assert await standing(pool) == "good"
 
 
 async def test_credits_show_reads_in_100_columns_without_losing_an_id(pool: Pool, cli: Cli) -> None:

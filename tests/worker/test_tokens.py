@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 
 import aiohttp
 import pytest
+import structlog
 from pydantic import SecretStr
 
 from tests.conftest import eventually
@@ -280,19 +282,22 @@ async def test_no_token_reaches_a_log_line_or_the_metrics(
 @pytest.fixture
 def command(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Awaitable[str]]:
+) -> Iterator[Callable[..., Awaitable[str]]]:
     """`finalsale tokens …` on this test's database; the answer is its standard output."""
     from worker.cli_app import tokens as commands
 
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("COLUMNS", "60")
+    handlers, level = logging.getLogger().handlers, logging.getLogger().level
 
     async def run(*arguments: str) -> str:
         capsys.readouterr()
         await asyncio.to_thread(commands, list(arguments), exit_on_error=False, result_action="return_value")
         return capsys.readouterr().out
 
-    return run
+    yield run
+    structlog.reset_defaults()
+    logging.getLogger().handlers, logging.getLogger().level = handlers, level
 
 
 async def test_the_commands_make_list_rotate_and_revoke(app: Open, command: Callable[..., Awaitable[str]]) -> None:
