@@ -26,14 +26,15 @@ BENCHMARKS: tuple[Benchmark, ...] = (intake, judged, api)
 """Each gets (database_url, redis_url, seconds of one round) and gives the entries of the report."""
 
 
-async def run(seconds: float) -> list[dict[str, Any]]:
-    """All benchmarks, one after another, in a fresh database."""
+async def run(seconds: float, only: str | None = None) -> list[dict[str, Any]]:
+    """All benchmarks or one of them, one after another, in a fresh database."""
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="finalsale-bench-") as directory:
         async with embedded_servers(Path(directory)) as (database_url, redis_url):
             await migrate(database_url)
             for benchmark in BENCHMARKS:
-                results += await benchmark(database_url, redis_url, seconds)
+                if only in (None, benchmark.__name__):
+                    results += await benchmark(database_url, redis_url, seconds)
     return results
 
 
@@ -64,8 +65,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured time of one round (default 3)")
+    parser.add_argument("--only", choices=[b.__name__ for b in BENCHMARKS], help="one benchmark alone")
     arguments = parser.parse_args()
-    results = asyncio.run(run(arguments.seconds))
+    results = asyncio.run(run(arguments.seconds, arguments.only))
     if arguments.json:
         json.dump({"benchmarks": results}, sys.stdout, indent=2)
         print()

@@ -102,6 +102,10 @@ OPERATOR_HOLD = "operator"
 """Subject of the hold that an operator put on a customer."""
 
 
+KEPT_BY = " Kept by "
+"""How the part of a hold's cause begins that names the operator who kept it."""
+
+
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """One reason why a customer's standing is not good: a dispute (`dp_…`/`du_…`), or `operator`."""
 
@@ -113,6 +117,11 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     charge: ChargeId | None = None
     due_by: Seconds | None = None
+
+    @property
+    def outward_cause(self) -> str:
+        """The cause as the merchant's app may hear it: without what operators wrote, and their names."""
+        return "An operator suspended it." if self.subject == OPERATOR_HOLD else self.cause.partition(KEPT_BY)[0]
 
 
 class Way(StrEnum):

@@ -15,7 +15,7 @@ from enum import Enum
 
 import msgspec
 
-from handlers.account import OPERATOR_HOLD, Act, ActKind, Alert, Hold, Severity, Standing
+from handlers.account import KEPT_BY, OPERATOR_HOLD, Act, ActKind, Alert, Hold, Severity, Standing
 from handlers.court import when
 from handlers.customer import (
     Charge,
@@ -205,7 +205,7 @@ class _Case:
         """Its hold on the customer, if it has one."""
         if not self.holds:
             return None
-        kept = f" Kept by {self.kept.by} at {when(self.kept.at)}: {self.kept.reason}" if self.kept else ""
+        kept = f"{KEPT_BY}{self.kept.by} at {when(self.kept.at)}: {self.kept.reason}" if self.kept else ""
         return Hold(
             subject=self.dispute.id,
             since=self.dispute.created,

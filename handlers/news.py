@@ -94,7 +94,7 @@ def _hold_document(hold: Hold) -> dict[str, Any]:
         "status": hold.status,
         "suspends": hold.suspends,
         "due_by": _iso(hold.due_by),
-        "cause": hold.cause,
+        "cause": hold.outward_cause,
     }
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from datetime import timedelta
-from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -15,66 +11,12 @@ from handlers.account import OPERATOR_HOLD, Account
 from handlers.decisions import Decision
 from handlers.terms import Policy
 from reconcile.compare import Check, Expected, Outcome, RefundAtStripe, RefundDecided, compare_refunds, compare_truth
+from tests.year_credits import Credits
+from tests.year_played import Heard, Played, Said, equal, none, same
 from worker.db import Connection
 
-DAY = 86400
-GRACE = timedelta(minutes=65)
-"""A trial's end may be extended until the last moment: for an hour a newer telling is waited for (3.3)."""
 NO_HOLD = ("won", "prevented", "warning_needs_response", "warning_under_review", "warning_closed")
 """Statuses of a dispute that hold nobody; every other one does, also one that nobody knows (7)."""
-
-
-class Heard(msgspec.Struct, frozen=True, kw_only=True):
-    """A notice as the merchant's app first got it, its signature checked."""
-
-    id: str
-    customer: str
-    type: str
-
-
-class Said(msgspec.Struct):
-    """What the app was told when it asked for credits."""
-
-    consumed: dict[tuple[str, str], int] = {}
-    """Credits by customer and key."""
-    outcomes: Counter[str] = msgspec.field(default_factory=Counter)
-    wrong: list[str] = []
-
-
-class Declared(msgspec.Struct, frozen=True, kw_only=True):
-    """An outage that was declared, and what its preview said that it would give."""
-
-    id: str
-    begins: int
-    ends: int
-    plans: tuple[str, ...]
-    declared_at: int
-    previewed: int
-
-
-class Played(msgspec.Struct, kw_only=True):
-    """What the driver did in the year, and what it saw in the evenings."""
-
-    begin: int
-    days: int
-    events: int = 0
-    evening: dict[str, Decision] = {}
-    """The decision about each seeded payment, on the evening of its day."""
-    seeded: set[str] = set()
-    """Customers of the seeded duplicates and look-alikes."""
-    outages: list[Declared] = []
-    """In the order in which they were declared."""
-    cases: list[str] = []
-    answered: list[str] = []
-    acts: int = 0
-    granted: int = 0
-    """Service credits that operators gave (4.1)."""
-    suspended: list[str] = []
-    """Customers whom an operator suspended and did not lift."""
-    lifted: set[str] = set()
-    """Lost disputes that an operator forgave."""
-    kept: set[str] = set()
-    """Disputes that an operator holds against their customer."""
 
 
 async def close_books(
@@ -87,13 +29,14 @@ async def close_books(
             "select distinct on (subject) subject, body from decisions order by subject, revision desc"
         )
     }
+    credits_ = Credits(conn, stripe["books"], played, policy)
     year = _Year(conn, stripe["books"], stripe["known"], played, policy, decided)
     return [
         *await year.events(stripe["events"]),
         *await year.money(),
-        *await year.ledger(),
-        *await year.grants(),
-        *await year.outages(),
+        *await credits_.ledger(),
+        *await credits_.grants(),
+        *await credits_.outages(),
         *await year.standing(),
         *year.found(),
         *await year.app(said, heard),
@@ -172,182 +115,8 @@ class _Year:
         return [
             *compare_refunds(decided, map(_at_stripe, self.books["refunds"])),
             *compare_truth(truth, outcomes),
-            _same("refunds that failed wait for a person", in_doubt, failed),
+            same("refunds that failed wait for a person", in_doubt, failed),
         ]
-
-    # credits
-
-    async def ledger(self) -> list[Check]:
-        """Granted = consumed + expired + forfeited + taken back + remaining, and each sum is that of its entries."""
-        checks = []
-        for row in await self.conn.fetch(
-            """select kind, count(*) as lots, sum(granted) as granted, sum(consumed) as consumed, sum(expired) as expired,
-                      sum(forfeited) as forfeited, sum(taken_back) as taken_back, sum(remaining) as remaining,
-                      min(remaining) as least
-               from lots group by kind order by kind"""
-        ):
-            gone = sum(row[name] for name in ("consumed", "expired", "forfeited", "taken_back"))
-            figure = ", ".join(
-                f"{row[name]} {name.replace('_', ' ')}"
-                for name in ("granted", "consumed", "expired", "forfeited", "taken_back", "remaining")
-            )
-            checks.append(
-                Check(
-                    name=f"{row['kind']} credits add up",
-                    ok=row["granted"] == gone + row["remaining"] and row["least"] >= 0,
-                    figure=f"{figure}, in {row['lots']} lots",
-                )
-            )
-        differing = await self.conn.fetchval(
-            """select count(*) from lots l full join (
-                   select realm, lot, coalesce(sum(amount) filter (where kind = 'granted'), 0) as granted,
-                          coalesce(-sum(amount) filter (where kind = 'consumed'), 0) as consumed,
-                          coalesce(-sum(amount) filter (where kind = 'expired'), 0) as expired,
-                          coalesce(-sum(amount) filter (where kind = 'forfeited'), 0) as forfeited,
-                          coalesce(-sum(amount) filter (where kind = 'taken_back'), 0) as taken_back, sum(amount) as remaining
-                   from entries group by realm, lot) e on (e.realm, e.lot) = (l.realm, l.id)
-               where (l.granted, l.consumed, l.expired, l.forfeited, l.taken_back, l.remaining) is distinct from
-                     (e.granted, e.consumed, e.expired, e.forfeited, e.taken_back, e.remaining)"""
-        )
-        entries = await self.conn.fetchval("select count(*) from entries")
-        negative = await self.conn.fetchval("select count(*) from lots where remaining < 0")
-        return [
-            *checks,
-            Check(
-                name="every lot is the sum of its entries",
-                ok=not differing,
-                figure=f"{differing} of {entries} entries' lots differ",
-            ),
-            Check(name="no balance below zero", ok=not negative, figure=str(negative)),
-        ]
-
-    async def grants(self) -> list[Check]:
-        """Lots against Stripe's books, and what must be left of them."""
-        lots = await self.conn.fetch(
-            "select id, kind, granted, remaining, expired, forfeited, taken_back, ends_at from lots"
-        )
-        of_kind = {kind: {r["id"]: r["granted"] for r in lots if r["kind"] == kind} for kind in ("trial", "included")}
-        packs: Counter[str] = Counter()
-        for row in lots:
-            if row["kind"] == "purchased":
-                packs[_pack_key(row["id"])] += row["granted"]
-        now = await self.conn.fetchval("select moment('test')")
-        ended = {s["id"] for s in self.books["subscriptions"] if s["ended_at"] is not None}
-        left = {
-            f"included:{line['invoice']}:{line['id']}" for line in self.books["lines"] if line["subscription"] in ended
-        }
-        kept = [r["id"] for r in lots if r["kind"] == "trial" and r["remaining"] and r["ends_at"] <= now - GRACE]
-        owed = [r["id"] for r in lots if r["id"] in left and r["remaining"]]
-        touched = [
-            r["id"] for r in lots if r["kind"] == "purchased" and r["expired"] + r["forfeited"] + r["taken_back"]
-        ]
-        late = await self.conn.fetchval(
-            """select count(*) from entries e join lots l on (l.realm, l.id) = (e.realm, e.lot)
-               where e.kind = 'consumed' and e.effective_at >= l.ends_at"""
-        )
-        return [
-            _equal("included credits granted = paid lines at Stripe", of_kind["included"], self._included()),
-            _equal("trial credits granted = trials at Stripe", of_kind["trial"], self._trials()),
-            _equal("purchased credits granted = packs paid at Stripe", dict(packs), self._packs()),
-            _none("no trial credits after the trial's end", kept, f"of {len(of_kind['trial'])} trials"),
-            _none("no included credits after the effective end", owed, f"of {len(left)} lots of ended subscriptions"),
-            _none("purchased credits survive every end", touched, f"of {len(packs)} purchases"),
-            Check(name="nothing consumed from a lot after its end", ok=not late, figure=f"{late} entries"),
-        ]
-
-    def _credits(self, price: str, customer: str, at: int, what: str) -> int:
-        """What a price grants: its metadata, else the policy in force then, agreements included."""
-        metadata = self.books["prices"][price]
-        name = {"included": "credits", "trial": "trial_credits", "pack": "credits"}[what]
-        if name in metadata:
-            return int(metadata[name])
-        terms = self.policy.terms_for(customer, at)  # type: ignore[arg-type]  # Stripe's books hold plain strings
-        assert terms is not None
-        if what == "pack":
-            return terms.credits.packs.get(price, 0)
-        plan = terms.credits.plans.get(price)
-        return getattr(plan, what) if plan else 0
-
-    def _included(self) -> dict[str, int]:
-        found = {
-            f"included:{line['invoice']}:{line['id']}": line["quantity"]
-            * self._credits(line["price"], line["customer"], line["paid_at"], "included")
-            for line in self.books["lines"]
-            if not line["test_clock"]
-        }
-        return {id_: many for id_, many in found.items() if many}
-
-    def _trials(self) -> dict[str, int]:
-        return {
-            f"trial:{sub['id']}:{sub['trial_start']}": sum(
-                quantity * self._credits(price, sub["customer"], sub["trial_start"], "trial")
-                for price, quantity in sub["items"]
-            )
-            for sub in self.books["subscriptions"]
-            if sub["trial_start"] and not sub["test_clock"]
-        }
-
-    def _packs(self) -> dict[str, int]:
-        found: Counter[str] = Counter()
-        for pack in self.books["packs"]:
-            each = self._credits(pack["price"], pack["customer"], pack["paid_at"], "pack")
-            found[pack["purchase"]] += each * pack["quantity"]
-        return dict(found)
-
-    async def outages(self) -> list[Check]:
-        """Clause 4.2 computed from Stripe's books alone; people with seeded copies apart, whose lines may count for nothing."""
-        expected: dict[str, int] = {}
-        by_sub: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for line in self._serving():
-            by_sub[line["subscription"]].append(line)
-        for n, outage in enumerate(self.played.outages):
-            for sub, lines in by_sub.items():
-                if given := self._given(outage, self.played.outages[:n], lines):
-                    expected[f"service:{outage.id}:{sub}"] = given
-        rows = await self.conn.fetch("select id, customer, granted from lots where clause = '4.2'")
-        ours = {row["id"]: row["granted"] for row in rows if row["customer"] not in self.played.seeded}
-        sums: Counter[str] = Counter()
-        for row in rows:
-            sums[row["id"].split(":")[1]] += row["granted"]
-        short = [f"{o.id}: {sums[o.id]}, not {o.previewed}" for o in self.played.outages if sums[o.id] < o.previewed]
-        return [
-            _equal("outage credits = included x overlap / period, rounded down", ours, expected),
-            _none("outages gave what their previews said", short, f"of {len(sums)}; {sum(sums.values())} credits"),
-        ]
-
-    def _given(self, outage: Declared, earlier: list[Declared], lines: list[dict[str, Any]]) -> int:
-        """By the lines paid when it was declared; where they give nothing, by the first one paid later: a grant is frozen."""
-        total = Fraction(0)
-        for line in sorted(lines, key=lambda line: line["paid_at"]):
-            if line["paid_at"] > outage.declared_at and int(total) > 0:
-                break
-            if not outage.plans or line["price"] in outage.plans:
-                before = [(o.begins, o.ends) for o in earlier if not o.plans or line["price"] in o.plans]
-                seconds = _uncovered((max(outage.begins, line["begins"]), min(outage.ends, line["until"])), before)
-                credits_ = (
-                    self._credits(line["price"], line["customer"], line["paid_at"], "included") * line["quantity"]
-                )
-                total += Fraction(credits_ * seconds, line["ends"] - line["begins"])
-        return int(total)
-
-    def _serving(self) -> list[dict[str, Any]]:
-        """Paid lines with the end of the time in which each alone served its item."""
-        ended = {s["id"]: s["ended_at"] for s in self.books["subscriptions"]}
-        by_item: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for line in self.books["lines"]:
-            if line["customer"] not in self.played.seeded and not line["test_clock"]:
-                by_item[line["item"]].append(line)
-        found = []
-        for lines in by_item.values():
-            lines.sort(key=lambda line: (line["begins"], line["ends"]))
-            for n, line in enumerate(lines):
-                until = [
-                    line["ends"],
-                    ended[line["subscription"]],
-                    lines[n + 1]["begins"] if n + 1 < len(lines) else None,
-                ]
-                found.append(line | {"until": min(x for x in until if x is not None)})
-        return found
 
     # standing
 
@@ -377,13 +146,13 @@ class _Year:
         }
         acts = await self.conn.fetchval("select count(*) from acts")
         return [
-            _equal("holds = open chargebacks, customer by customer", holds, dict(expected)),
+            equal("holds = open chargebacks, customer by customer", holds, dict(expected)),
             Check(
                 name="every act of an operator is written down",
                 ok=acts == self.played.acts,
                 figure=f"{acts}: {len(self.played.lifted)} lifted, {len(self.played.kept)} kept, {self.played.granted} credits granted",
             ),
-            _none("standing follows the policy and agreement of the payment", wrong, f"{len(suspended)} suspended"),
+            none("standing follows the policy and agreement of the payment", wrong, f"{len(suspended)} suspended"),
         ]
 
     # findings
@@ -394,13 +163,13 @@ class _Year:
 
         warned = {id_ for id_, d in self.decided.items() if d.rule == "early_fraud_warning"}
         return [
-            _same(
+            same(
                 "charges after cancellation found = seeded",
                 of("charge_after_cancellation"),
                 self.known["charged_after_end"],
             ),
-            _same("prorations at the end found = seeded", of("proration_after_cancellation"), self.known["prorated"]),
-            _same("out-of-policy refunds found = seeded", of("out_of_policy_refund"), self.known["by_hand"]),
+            same("prorations at the end found = seeded", of("proration_after_cancellation"), self.known["prorated"]),
+            same("out-of-policy refunds found = seeded", of("out_of_policy_refund"), self.known["by_hand"]),
             Check(
                 name="early fraud warnings noted",
                 ok=set(self.known["warnings"]) <= warned,
@@ -426,10 +195,10 @@ class _Year:
         )
         outcomes = ", ".join(f"{many} {name}" for name, many in sorted(said.outcomes.items()))
         return [
-            _equal("consumed = what the app was told, key by key", booked, said.consumed, more=outcomes),
-            _equal("consumption entries = consumptions", posted, booked),
+            equal("consumed = what the app was told, key by key", booked, said.consumed, more=outcomes),
+            equal("consumption entries = consumptions", posted, booked),
             Check(name="nothing consumed while suspended", ok=not meanwhile, figure=f"{meanwhile} consumptions"),
-            _none("the app was answered as documented", said.wrong, f"of {said.outcomes.total()} requests"),
+            none("the app was answered as documented", said.wrong, f"of {said.outcomes.total()} requests"),
             *await self._notices(heard),
         ]
 
@@ -450,7 +219,7 @@ class _Year:
                 ok=set(states) <= {"sent", "held"} and states["sent"] == len(heard),
                 figure=", ".join(f"{many} {state}" for state, many in sorted(states.items())),
             ),
-            _equal("notices arrived in order, customer by customer", dict(arrived), dict(sent), more=types),
+            equal("notices arrived in order, customer by customer", dict(arrived), dict(sent), more=types),
         ]
 
     # clauses
@@ -527,38 +296,3 @@ def _at_stripe(refund: dict[str, Any]) -> RefundAtStripe:
         status=refund["status"],
         action=(refund["metadata"] or {}).get("finalsale_action"),
     )
-
-
-def _pack_key(lot: str) -> str:
-    """`purchased:cs_…:LINE` by its session, `purchased:in_…:LINE` by its line."""
-    _, owner, line = lot.split(":")
-    return owner if owner.startswith("cs_") else line
-
-
-def _uncovered(whole: tuple[int, int], covered: Iterable[tuple[int, int]]) -> int:
-    """Seconds of an interval that none of the others holds, counted by cutting it at every edge."""
-    begin, end = whole
-    if end <= begin:
-        return 0
-    parts = list(covered)
-    edges = sorted({begin, end, *(x for part in parts for x in part if begin < x < end)})
-    return sum(b - a for a, b in itertools.pairwise(edges) if not any(lo <= a and b <= hi for lo, hi in parts))
-
-
-def _equal(name: str, ours: Mapping[Any, Any], theirs: Mapping[Any, Any], *, more: str = "") -> Check:
-    """Two mappings, key by key; the figure shows the first that differ."""
-    wrong = [
-        f"{k}: {ours.get(k)}, not {theirs.get(k)}" for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
-    ]
-    return _none(name, sorted(wrong), f"{len(ours)} equal" + (f"; {more}" if more else ""))
-
-
-def _same(name: str, ours: Iterable[str], theirs: Iterable[str]) -> Check:
-    return _equal(name, dict.fromkeys(ours, "found"), dict.fromkeys(theirs, "found"))
-
-
-def _none(name: str, wrong: Iterable[str], otherwise: str) -> Check:
-    """Holds where nothing is wrong."""
-    faults = list(wrong)
-    figure = otherwise if not faults else f"{len(faults)} wrong: " + "; ".join(faults[:5])
-    return Check(name=name, ok=not faults, figure=figure)

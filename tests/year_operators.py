@@ -9,7 +9,7 @@ import msgspec
 
 from handlers.account import OPERATOR_HOLD, Account, ActKind
 from handlers.terms import Policy
-from tests.year_books import DAY, Declared, Played
+from tests.year_played import DAY, Declared, Played
 from worker import acts, cases, outages
 from worker.db import Pool, transaction
 from worker.drain import Court
@@ -26,8 +26,8 @@ class Operators:
         self.http, self.stripe = http, stripe
         self.court = Court(policy=policy, refunds="auto")
 
-    async def evening(self, day: int) -> None:
-        """One evening's work."""
+    async def evening(self, day: int) -> bool:
+        """One evening's work. Whether an outage was declared, so that every file has to be judged anew."""
         third = self.played.days // 3
         if day == third:
             await self._declare(day, 40, 13, ())
@@ -44,6 +44,7 @@ class Operators:
                 await self._suspend(day)
             case 6:
                 await self._decide_about_holds(day)
+        return day in (third, 2 * third, 2 * third + 1)
 
     async def _declare(self, day: int, begins_h: int, ends_h: int, plans: tuple[str, ...]) -> None:
         """An outage from and to so many hours before this evening, looked at before it is declared (4.2)."""

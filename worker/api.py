@@ -19,7 +19,9 @@ from handlers.customer import CustomerId, Seconds
 from handlers.terms import SHIPPED_POLICY, Policy, load_policy
 from worker import cases
 from worker.api_document import (
+    CASE_KEY_PATTERN,
     KEY_HEADER,
+    KEY_PATTERN,
     PREFIX,
     Access,
     Case,
@@ -222,7 +224,7 @@ async def show_customer(api: Api, call: Call) -> tuple[int, Customer]:
 async def consume_credits(api: Api, call: Call) -> tuple[int, Consumed]:
     """Consume credits once for a key of the caller's."""
     asked = decoded(call.body, _read_consumption)
-    key = key_of(call.request, asked.key)
+    key = key_of(call.request, asked.key, KEY_PATTERN)
     if key is None:
         raise Refusal(Code.INVALID, f"A key is missing: in the body, or as the header {KEY_HEADER}.", field="key")
     async with connection(api.pool, timeout_s=POOL_WAIT_S) as conn:
@@ -254,7 +256,7 @@ async def consume_credits(api: Api, call: Call) -> tuple[int, Consumed]:
 async def open_case(api: Api, call: Call) -> tuple[int, Case]:
     """Open a case, or find the one that this key opened before."""
     asked = decoded(call.body, _read_case)
-    asked = msgspec.structs.replace(asked, request_key=key_of(call.request, asked.request_key))
+    asked = msgspec.structs.replace(asked, request_key=key_of(call.request, asked.request_key, CASE_KEY_PATTERN))
     assert call.bearer is not None
     try:
         async with transaction(api.pool, timeout_s=POOL_WAIT_S) as conn:
@@ -308,7 +310,7 @@ def _holds(judged: account.Account) -> list[Hold]:
             since=_time(hold.since),
             status=hold.status,
             suspends=hold.suspends,
-            cause=hold.cause,
+            cause=hold.outward_cause,
             charge=hold.charge,
             due_by=None if hold.due_by is None else _time(hold.due_by),
         )

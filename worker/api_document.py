@@ -19,6 +19,7 @@ ACCOUNT_HEADER = "Finalsale-Account"
 KEY_HEADER = "Idempotency-Key"
 ID_PATTERN = "^[A-Za-z0-9_.:-]{1,255}$"
 KEY_PATTERN = "^[ -~]{1,255}$"
+CASE_KEY_PATTERN = "^[!-~]{1,200}$"
 ACCOUNT_PATTERN = "^acct_[A-Za-z0-9_]{1,250}$"
 
 # documents -----------------------------------------------------------------------------------------------------------------
@@ -252,7 +253,8 @@ class Operation(NamedTuple):
     answers: dict[int, tuple[str, Any]]
     refusals: tuple[Code, ...] = ()
     body: Any = None
-    keyed: bool = False
+    key: str = ""
+    """The pattern of the caller's key, where the header may name one."""
     id_of: str = ""
 
     def codes(self) -> tuple[Code, ...]:
@@ -288,7 +290,7 @@ OPERATIONS = (
         answers={200: ("Consumed, now or before.", Consumed)},
         refusals=(Code.INSUFFICIENT, Code.SUSPENDED, Code.UNKNOWN_CUSTOMER, Code.OTHER_AMOUNT),
         body=ConsumeRequest,
-        keyed=True,
+        key=KEY_PATTERN,
         id_of="The customer's id at Stripe, `cus_…`.",
     ),
     Operation(
@@ -301,7 +303,7 @@ OPERATIONS = (
         answers={201: ("Opened now.", Case), 200: ("Opened before, under the same key.", Case)},
         refusals=(Code.OTHER_REQUEST,),
         body=CaseRequest,
-        keyed=True,
+        key=CASE_KEY_PATTERN,
     ),
     Operation(
         name="show_case",
@@ -408,8 +410,8 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     if operation.scope is not None:
         about = "The connected account that this is about; without it, the merchant's own."
         found.append(_parameter(ACCOUNT_HEADER, "header", about, ACCOUNT_PATTERN))
-    if operation.keyed:
-        found.append(_parameter(KEY_HEADER, "header", "The caller's key, instead of the body's.", KEY_PATTERN))
+    if operation.key:
+        found.append(_parameter(KEY_HEADER, "header", "The caller's key, instead of the body's.", operation.key))
     return found
 
 

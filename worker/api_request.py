@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import asyncpg
 import msgspec
 from aiohttp import web
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from handlers.cases import RequestInvalid
 from worker.api_document import (
@@ -20,7 +20,6 @@ from worker.api_document import (
     ACCOUNT_PATTERN,
     ID_PATTERN,
     KEY_HEADER,
-    KEY_PATTERN,
     MEANING,
     PATHS,
     PREFIX,
@@ -38,7 +37,6 @@ READ_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 1
 
 _id = re.compile(ID_PATTERN, re.ASCII).fullmatch
-_key = re.compile(KEY_PATTERN, re.ASCII).fullmatch
 _account = re.compile(ACCOUNT_PATTERN, re.ASCII).fullmatch
 _field = re.compile(r" - at `\$\.?(.*)`$").search
 _named_field = re.compile(r"^Object (?:missing required|contains unknown) field `(.*)`$", re.DOTALL).match
@@ -93,14 +91,15 @@ def account_of(request: web.Request) -> str | None:
     return named
 
 
-def key_of(request: web.Request, in_body: str | msgspec.UnsetType | None) -> str | None:
+def key_of(request: web.Request, in_body: str | UnsetType | None, pattern: str) -> str | None:
     """The caller's key, of the header or of the body. Both have to be the same."""
     header = request.headers.get(KEY_HEADER)
     key = header if in_body is UNSET or in_body is None else in_body
     if header is not None and header != key:
         raise Refusal(Code.INVALID, f"The header {KEY_HEADER} and the key in the body differ.", field=KEY_HEADER)
-    if key is not None and not _key(key):
-        raise Refusal(Code.INVALID, "A key is 1 to 255 printable ASCII characters.", field="key")
+    if key is not None and not re.fullmatch(pattern, key, re.ASCII):
+        field = KEY_HEADER if header is not None else "key"
+        raise Refusal(Code.INVALID, f"A key here matches {pattern}.", field=field)
     return key
 
 

@@ -298,8 +298,9 @@ async def test_a_case_s_key_may_be_a_header(app: App) -> None:
     assert [one.status for one in told] == [201, 200]
     assert told[0].json == told[1].json
     assert [(await app.ask("POST", "cases", json=bare)).status for _ in range(2)] == [201, 201]
-    refused = await app.ask("POST", "cases", json=CASE, headers={"Idempotency-Key": "k"})
-    assert (refused.status, refused.json["error"]["field"]) == (422, "Idempotency-Key")
+    for body, key in ((CASE, "k"), (bare, "two words"), (bare, ""), (bare, "k" * 201)):
+        refused = await app.ask("POST", "cases", json=body, headers={"Idempotency-Key": key})
+        assert (refused.status, refused.json["error"]["field"]) == (422, "Idempotency-Key")
 
 
 @pytest.mark.parametrize(
@@ -504,8 +505,11 @@ async def test_the_description_is_true_whatever_a_program_makes_up_of_it(
         app = App(running.port, session)
         case = await app.ask("POST", "cases", json=CASE)
         likely = {"show_customer": "cus_A", "consume_credits": "cus_A", "show_case": case.json["id"]}
-        (tmp_path / "one_key.py").write_text(ONE_KEY)
-        config = tmp_path / "schemathesis.toml"
+        likely_at, bare_at = tmp_path / "likely", tmp_path / "bare"
+        likely_at.mkdir()
+        bare_at.mkdir()
+        (likely_at / "one_key.py").write_text(ONE_KEY)
+        config = likely_at / "schemathesis.toml"
         config.write_text(
             'hooks = "one_key.py"\n'
             "[checks.positive_data_acceptance]\n"
@@ -516,13 +520,13 @@ async def test_the_description_is_true_whatever_a_program_makes_up_of_it(
                 for name, id_ in likely.items()
             )
         )
-        runs = [await _schemathesis(app.base, config), await _schemathesis(app.base, None)]
+        runs = [await _schemathesis(app.base, likely_at, config), await _schemathesis(app.base, bare_at)]
     assert [run[0] for run in runs] == [0, 0], "\n".join(run[1] for run in runs)
     assert await pool.fetchval("select count(*) from consumptions") >= 5
     assert await pool.fetchval("select count(*) from cases") > 1
 
 
-async def _schemathesis(base: str, config: Path | None) -> tuple[int, str]:
+async def _schemathesis(base: str, directory: Path, config: Path | None = None) -> tuple[int, str]:
     """Made-up requests, right ones and wrong ones, and whether every answer is one that the description names."""
     command = [sys.executable, "-m", "schemathesis.cli"]
     command += ["--config-file", str(config)] if config else []
@@ -533,7 +537,7 @@ async def _schemathesis(base: str, config: Path | None) -> tuple[int, str]:
         *command,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        cwd=config.parent if config else None,
+        cwd=directory,
     )
     output, _ = await asyncio.wait_for(program.communicate(), 100)
     return program.returncode or 0, output.decode(errors="replace")[-8000:]
