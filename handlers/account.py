@@ -153,9 +153,11 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     way: Way
     until: Seconds | None
-    """End of the paid service period, of the trial, or the immediate end; None where nothing was paid or tried."""
+    """End of the paid service period or of the trial, or an earlier end that is set or came; None where nothing was paid or tried."""
     cause: str
     requested_at: Seconds | None = None
+    ends_at: Seconds | None = None
+    """When it is set to end, as long as that has not come; later than `until`, it renews before."""
     ended_at: Seconds | None = None
     reason: str | None = None
     """Stripe's `cancellation_details.reason`."""

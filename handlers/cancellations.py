@@ -150,8 +150,9 @@ def _term(
     scheduled_end = _scheduled_end(subscription, schedule)
     ended_at = None if way is Way.NEVER_BEGAN else subscription.ended_at
     until = served_until
-    if until is not None and ended_at is not None:
-        until = min(until, ended_at)
+    cut_at = ended_at if ended_at is not None else scheduled_end
+    if until is not None and cut_at is not None:
+        until = min(until, cut_at)
     extended = None
     for act in sorted(extensions, key=lambda a: (a.until or 0, a.id)):
         cut_short = way is Way.ENDED_AT_ONCE and ended_at is not None and ended_at >= act.at
@@ -166,6 +167,7 @@ def _term(
         until=until,
         cause=_cause(subscription, way, served_until, scheduled_end, extended),
         requested_at=subscription.canceled_at,
+        ends_at=scheduled_end,
         ended_at=subscription.ended_at,
         reason=subscription.cancellation_reason,
     )
@@ -191,6 +193,8 @@ def _served_until(subscription: Subscription, lines: list[Line]) -> Seconds | No
     for line in lines:
         if not line.subscription_item or line.metered or line.price in metered or line.amount_minor <= 0:
             continue
+        if ended_at is not None and line.period_start >= ended_at and line.period_start > subscription.created:
+            continue  # charged after the end (1.2), which does not make that end an early one
         cuts = [
             credit.period_start
             for credit in credits_

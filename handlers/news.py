@@ -113,6 +113,8 @@ def _end_of(customer: CustomerId, access: Access, announced: bool, now: Seconds)
     ended = access.way in _ENDED
     if not ended and (access.way not in _ENDING or access.until is None):
         return None
+    if not ended and access.ends_at is not None and access.ends_at > (access.until or 0):
+        return None  # it renews before it ends, and that is told with the last renewal
     document = {
         "subscription": access.subscription,
         "access_until": _iso(access.until),
@@ -133,7 +135,7 @@ def _end_of(customer: CustomerId, access: Access, announced: bool, now: Seconds)
         key=f"access.ended:{access.subscription}:{moment}",
         type="access.ended",
         customer=customer,
-        timestamp=now if moment is None else moment,
+        timestamp=max((t for t in (moment, access.ended_at) if t is not None), default=now),
         data={**document, "at_once": access.way is Way.ENDED_AT_ONCE},
     )
 

@@ -347,3 +347,20 @@ def _plain(version: Version) -> Terms:
         cached = (version, _terms(version, {name: getattr(version, name) for name in _RULES}, None))
         _PLAIN[id(version)] = cached
     return cached[1]
+
+
+def as_written(value: Any) -> Any:
+    """Terms, or a whole policy, as the file writes them: plain values, durations as `15m`."""
+    match value:
+        case Duration():
+            sizes = ((86400, "d"), (3600, "h"), (60, "m"))
+            fits = next(((s, letter) for s, letter in sizes if value and value % s == 0), (1, "s"))
+            return f"{value // fits[0]}{fits[1]}"
+        case msgspec.Struct():
+            return {f.encode_name: as_written(getattr(value, f.name)) for f in msgspec.structs.fields(value)}
+        case dict():
+            return {key: as_written(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [as_written(inner) for inner in value]
+        case _:
+            return value

@@ -11,7 +11,7 @@ import msgspec
 from handlers.account import Lot
 from handlers.customer import Charge, CustomerId, Fact, Refund, Subscription
 from handlers.decisions import Decision, Judgement
-from handlers.terms import Policy, Version
+from handlers.terms import Policy, Version, as_written
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +52,7 @@ def terms_changed(was: Version, would_be: Version) -> list[tuple[str, str, str]]
 def _value(value: Any) -> str:
     if value is None:
         return "not named"
-    plain = msgspec.to_builtins(value)
+    plain = as_written(value)
     return plain if isinstance(plain, str) else msgspec.json.encode(plain).decode()
 
 

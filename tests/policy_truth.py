@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 
 from handlers.account import ActKind
-from sandbox.invoices import LineOf
 from handlers.customer import at
+from sandbox.invoices import LineOf
 from tests.worker.rehearsal import DAY, Row, Scene, Story
 
 ROWS: list[Row] = []
@@ -37,8 +37,12 @@ row = table(ROWS)
 # 1.1 and 1.2: cancelled, and served until the end of what was paid --------------------------------------------------------
 
 
-@row("1.2", "cancelled for the end of the period: it serves until then, and only then are the unused credits lost", """
-""")
+@row(
+    "1.2",
+    "cancelled for the end of the period: it serves until then, and only then are the unused credits lost",
+    """
+""",
+)
 async def cancelled(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -46,11 +50,18 @@ async def cancelled(s: Scene) -> Days:
     yield 10
     s.books.cancel_at_period_end(sub)
     yield 30
-    await s.says("subscription 1: ending, until day 31", "included credits of day 0: 500 granted, 120 consumed, 380 left until day 31")
+    await s.says(
+        "subscription 1: ending, until day 31",
+        "included credits of day 0: 500 granted, 120 consumed, 380 left until day 31",
+    )
 
 
-@row("1.1", "a cancellation that is taken back is none", """
-""")
+@row(
+    "1.1",
+    "a cancellation that is taken back is none",
+    """
+""",
+)
 async def taken_back(s: Scene) -> Days:
     sub = s.buy()
     yield 10
@@ -60,24 +71,36 @@ async def taken_back(s: Scene) -> Days:
     s.books.cancel_at_period_end(sub, False)
 
 
-@row("1.1", "cancelled for a date in the middle of the paid period: it ends on that date", """
-""")
+@row(
+    "1.1",
+    "cancelled for a date in the middle of the paid period: it ends on that date",
+    """
+""",
+)
 async def on_a_date(s: Scene) -> Days:
     sub = s.buy()
     yield 10
     s.books.cancel_at(sub, s.at(20))
 
 
-@row("1.1", "cancelled by the schedule: it ends with the last phase", """
-""")
+@row(
+    "1.1",
+    "cancelled by the schedule: it ends with the last phase",
+    """
+""",
+)
 async def by_schedule(s: Scene) -> Days:
     sub = s.buy()
     yield 10
     s.books.schedule(sub, [([(s.stage.prices["price_basic"], 1)], s.at(61))], end_behavior="cancel")
 
 
-@row("1.1", "a schedule that is released ends nothing", """
-""")
+@row(
+    "1.1",
+    "a schedule that is released ends nothing",
+    """
+""",
+)
 async def released(s: Scene) -> Days:
     sub = s.buy()
     yield 10
@@ -86,8 +109,12 @@ async def released(s: Scene) -> Days:
     s.books.release_schedule(schedule)
 
 
-@row("1.2", "charged for a period after the end: a person must look, and nothing goes back by itself", """
-""")
+@row(
+    "1.2",
+    "charged for a period after the end: a person must look, and nothing goes back by itself",
+    """
+""",
+)
 async def charged_after(s: Scene) -> Days:
     sub = s.buy()
     yield 10
@@ -96,28 +123,42 @@ async def charged_after(s: Scene) -> Days:
     s.books.charge_after_end(sub)
 
 
-@row("1.2", "what was used before the end may be billed after it", """
-""")
+@row(
+    "1.2",
+    "what was used before the end may be billed after it",
+    """
+""",
+)
 async def usage_after(s: Scene) -> Days:
     sub = s.buy()
     yield 10
     s.books.cancel_at_period_end(sub)
     yield 40
     usage = s.stage.prices["price_usage"]
-    line = LineOf(price=usage, amount=700, quantity=350, period=(s.at(0), s.at(31)), subscription=sub["id"], item="si_usage")
+    line = LineOf(
+        price=usage, amount=700, quantity=350, period=(s.at(0), s.at(31)), subscription=sub["id"], item="si_usage"
+    )
     s.books.extra_invoice(sub, "manual", [line])
 
 
-@row("1.2", "renewed on the day before it was cancelled: that payment is a sale like any other", """
-""")
+@row(
+    "1.2",
+    "renewed on the day before it was cancelled: that payment is a sale like any other",
+    """
+""",
+)
 async def renewed_first(s: Scene) -> Days:
     sub = s.buy()
     yield 32
     s.books.cancel_at_period_end(sub)
 
 
-@row("1.1", "a payment that does not come is no end; giving up after the last attempt is", """
-""")
+@row(
+    "1.1",
+    "a payment that does not come is no end; giving up after the last attempt is",
+    """
+""",
+)
 async def dunning(s: Scene) -> Days:
     s.buy()
     yield 20
@@ -127,8 +168,12 @@ async def dunning(s: Scene) -> Days:
     await s.says("subscription 1: unpaid, until day 31", "included credits of day 0: 500 granted, 500 left")
 
 
-@row("1.1", "a first payment that never comes: nothing began", """
-""")
+@row(
+    "1.1",
+    "a first payment that never comes: nothing began",
+    """
+""",
+)
 async def never_began(s: Scene) -> Days:
     s.books.new_method(s.customer, charge="declines")
     s.buy()
@@ -138,24 +183,36 @@ async def never_began(s: Scene) -> Days:
 # 1.3: ended at once -------------------------------------------------------------------------------------------------------
 
 
-@row("1.3", "ended at once: access ends at once, the rest of the period is not given back", """
-""")
+@row(
+    "1.3",
+    "ended at once: access ends at once, the rest of the period is not given back",
+    """
+""",
+)
 async def at_once(s: Scene) -> Days:
     sub = s.buy()
     yield 10
     s.books.cancel(sub)
 
 
-@row("1.3", "ended at once with a credit for the rest: out of policy, a person must look", """
-""")
+@row(
+    "1.3",
+    "ended at once with a credit for the rest: out of policy, a person must look",
+    """
+""",
+)
 async def prorated(s: Scene) -> Days:
     sub = s.buy()
     yield 10
     s.books.cancel(sub, prorate=True, invoice_now=True)
 
 
-@row("1.3", "a change of plan credits and charges by the day: that is no cancellation", """
-""")
+@row(
+    "1.3",
+    "a change of plan credits and charges by the day: that is no cancellation",
+    """
+""",
+)
 async def change_of_plan(s: Scene) -> Days:
     sub = s.buy()
     yield 10
@@ -165,16 +222,24 @@ async def change_of_plan(s: Scene) -> Days:
 # 2 and 6: all sales are final ---------------------------------------------------------------------------------------------
 
 
-@row("2, 6", "somebody refunds a sale by hand: out of policy, told at once", """
-""")
+@row(
+    "2, 6",
+    "somebody refunds a sale by hand: out of policy, told at once",
+    """
+""",
+)
 async def by_hand(s: Scene) -> Days:
     sub = s.buy()
     yield 3
     s.books.create_refund(s.charge(sub), 1000)
 
 
-@row("2, 6", "a refund by hand that failed gave nothing back", """
-""")
+@row(
+    "2, 6",
+    "a refund by hand that failed gave nothing back",
+    """
+""",
+)
 async def failed_by_hand(s: Scene) -> Days:
     sub = s.buy()
     yield 3
@@ -184,8 +249,12 @@ async def failed_by_hand(s: Scene) -> Days:
     s.books.fail_refund(refund)
 
 
-@row("2, 6", "a refund by hand of a true duplicate is within the policy, and its credits go", """
-""")
+@row(
+    "2, 6",
+    "a refund by hand of a true duplicate is within the policy, and its credits go",
+    """
+""",
+)
 async def hand_refund_of_duplicate(s: Scene) -> Days:
     s.buy()
     yield 42 * SECONDS
@@ -195,8 +264,12 @@ async def hand_refund_of_duplicate(s: Scene) -> Days:
     yield 1
 
 
-@row("2, 6", "a refund by hand of more than the duplicate part", """
-""")
+@row(
+    "2, 6",
+    "a refund by hand of more than the duplicate part",
+    """
+""",
+)
 async def more_than_the_duplicate(s: Scene) -> Days:
     pack = (s.stage.prices["price_pack_100"], 1)
     s.buy()
@@ -210,8 +283,12 @@ async def more_than_the_duplicate(s: Scene) -> Days:
 # 3.1: included credits ----------------------------------------------------------------------------------------------------
 
 
-@row("3.1", "unused credits are carried over while the subscription goes on", """
-""")
+@row(
+    "3.1",
+    "unused credits are carried over while the subscription goes on",
+    """
+""",
+)
 async def carried_over(s: Scene) -> Days:
     s.buy()
     yield 40
@@ -220,22 +297,34 @@ async def carried_over(s: Scene) -> Days:
     assert await s.consume(900, "other") == "insufficient"
 
 
-@row("3.1", "the price's own metadata says how many; three seats are three times as many", """
-""")
+@row(
+    "3.1",
+    "the price's own metadata says how many; three seats are three times as many",
+    """
+""",
+)
 async def by_metadata(s: Scene) -> Days:
     s.buy("price_own", quantity=3)
     yield 1
 
 
-@row("3.1", "a month that a coupon made free was paid", """
-""")
+@row(
+    "3.1",
+    "a month that a coupon made free was paid",
+    """
+""",
+)
 async def free_month(s: Scene) -> Days:
     s.buy(coupon=s.books.new_coupon(percent_off=100))
     yield 1
 
 
-@row("3.1", "collection that is paused is no end", """
-""")
+@row(
+    "3.1",
+    "collection that is paused is no end",
+    """
+""",
+)
 async def collection_paused(s: Scene) -> Days:
     sub = s.buy()
     yield 10
@@ -245,8 +334,12 @@ async def collection_paused(s: Scene) -> Days:
 # 3.2: packs ---------------------------------------------------------------------------------------------------------------
 
 
-@row("3.2", "a pack outlives every cancellation", """
-""")
+@row(
+    "3.2",
+    "a pack outlives every cancellation",
+    """
+""",
+)
 async def pack_stays(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -258,24 +351,38 @@ async def pack_stays(s: Scene) -> Days:
     assert await s.consume(130) == "consumed"
 
 
-@row("3.2", "a pack paid by bank debit grants when the money is there", """
-""")
+@row(
+    "3.2",
+    "a pack paid by bank debit grants when the money is there",
+    """
+""",
+)
 async def pack_by_debit(s: Scene) -> Days:
     s.pack(method=s.books.new_method(s.customer, type="us_bank_account"))
     yield 3
-    await s.says_not("purchased credits of day 0: 100 granted, 100 left", "purchased credits of day 3: 100 granted, 100 left")
+    await s.says_not(
+        "purchased credits of day 0: 100 granted, 100 left", "purchased credits of day 3: 100 granted, 100 left"
+    )
     yield 5
 
 
-@row("3.2", "a bank debit that fails grants nothing", """
-""")
+@row(
+    "3.2",
+    "a bank debit that fails grants nothing",
+    """
+""",
+)
 async def pack_unpaid(s: Scene) -> Days:
     s.pack(method=s.books.new_method(s.customer, type="us_bank_account", charge="fails"))
     yield 6
 
 
-@row("3.2", "a pack on the invoice of a subscription: credits of both kinds", """
-""")
+@row(
+    "3.2",
+    "a pack on the invoice of a subscription: credits of both kinds",
+    """
+""",
+)
 async def pack_on_invoice(s: Scene) -> Days:
     sub = s.buy(extra=[(s.stage.prices["price_pack_100"], 1)])
     yield 2
@@ -285,8 +392,12 @@ async def pack_on_invoice(s: Scene) -> Days:
 # 3.3: trials --------------------------------------------------------------------------------------------------------------
 
 
-@row("3.3", "a trial that converts: its credits expire with it all the same", """
-""")
+@row(
+    "3.3",
+    "a trial that converts: its credits expire with it all the same",
+    """
+""",
+)
 async def converts(s: Scene) -> Days:
     s.buy(trial_end=s.at(7))
     yield 3
@@ -294,8 +405,12 @@ async def converts(s: Scene) -> Days:
     yield 10
 
 
-@row("3.3", "an extended trial expires at its new end", """
-""")
+@row(
+    "3.3",
+    "an extended trial expires at its new end",
+    """
+""",
+)
 async def extended_trial(s: Scene) -> Days:
     sub = s.buy(trial_end=s.at(7))
     yield 3
@@ -305,8 +420,12 @@ async def extended_trial(s: Scene) -> Days:
     yield 12
 
 
-@row("3.3", "a trial that is cut short expires when it ends", """
-""")
+@row(
+    "3.3",
+    "a trial that is cut short expires when it ends",
+    """
+""",
+)
 async def shortened_trial(s: Scene) -> Days:
     sub = s.buy(trial_end=s.at(7))
     yield 3
@@ -314,40 +433,60 @@ async def shortened_trial(s: Scene) -> Days:
     yield 6
 
 
-@row("3.3", "a trial that is cancelled at once", """
-""")
+@row(
+    "3.3",
+    "a trial that is cancelled at once",
+    """
+""",
+)
 async def cancelled_trial(s: Scene) -> Days:
     sub = s.buy(trial_end=s.at(7))
     yield 3
     s.books.cancel(sub)
 
 
-@row("3.3", "a trial that is cancelled for its end serves until then", """
-""")
+@row(
+    "3.3",
+    "a trial that is cancelled for its end serves until then",
+    """
+""",
+)
 async def cancelled_for_trial_end(s: Scene) -> Days:
     sub = s.buy(trial_end=s.at(7))
     yield 3
     s.books.cancel_at_period_end(sub)
 
 
-@row("3.3", "a trial without a card that ends in a pause: the trial's credits are gone, and nothing has ended", """
-""")
+@row(
+    "3.3",
+    "a trial without a card that ends in a pause: the trial's credits are gone, and nothing has ended",
+    """
+""",
+)
 async def paused_after_trial(s: Scene) -> Days:
     s.books.remove_method(s.customer)
     s.buy(trial_end=s.at(7), missing_payment_method="pause")
     yield 10
 
 
-@row("3.3", "a trial without a card that ends the subscription", """
-""")
+@row(
+    "3.3",
+    "a trial without a card that ends the subscription",
+    """
+""",
+)
 async def ended_after_trial(s: Scene) -> Days:
     s.books.remove_method(s.customer)
     s.buy(trial_end=s.at(7), missing_payment_method="cancel")
     yield 10
 
 
-@row("3.3", "a second trial of the same subscription has credits of its own", """
-""")
+@row(
+    "3.3",
+    "a second trial of the same subscription has credits of its own",
+    """
+""",
+)
 async def second_trial(s: Scene) -> Days:
     sub = s.buy(trial_end=s.at(7))
     yield 40
@@ -358,8 +497,12 @@ async def second_trial(s: Scene) -> Days:
 # 4.1: technical trouble ---------------------------------------------------------------------------------------------------
 
 
-@row("4.1", "an operator grants service credits, for a while and for good", """
-""")
+@row(
+    "4.1",
+    "an operator grants service credits, for a while and for good",
+    """
+""",
+)
 async def granted(s: Scene) -> Days:
     s.buy()
     yield 5
@@ -369,8 +512,12 @@ async def granted(s: Scene) -> Days:
     assert await s.consume(10) == "consumed"
 
 
-@row("4.1", "an operator extends a subscription that was cancelled: it serves longer, its credits are lost at its end", """
-""")
+@row(
+    "4.1",
+    "an operator extends a subscription that was cancelled: it serves longer, its credits are lost at its end",
+    """
+""",
+)
 async def extended(s: Scene) -> Days:
     sub = s.buy()
     yield 10
@@ -382,8 +529,12 @@ async def extended(s: Scene) -> Days:
 # 4.2: outages -------------------------------------------------------------------------------------------------------------
 
 
-@row("4.2", "an outage gives credits in proportion, rounded down, once however often it is declared", """
-""")
+@row(
+    "4.2",
+    "an outage gives credits in proportion, rounded down, once however often it is declared",
+    """
+""",
+)
 async def outage(s: Scene) -> Days:
     s.buy("price_outage")
     yield 15
@@ -391,8 +542,12 @@ async def outage(s: Scene) -> Days:
     await s.outage(10, 12, "price_outage")
 
 
-@row("4.2", "an outage gives nothing for the time after an end, nor to another plan", """
-""")
+@row(
+    "4.2",
+    "an outage gives nothing for the time after an end, nor to another plan",
+    """
+""",
+)
 async def outage_after_end(s: Scene) -> Days:
     sub = s.buy("price_outage2")
     s.buy("price_pro", metadata={"user_id": s.user})
@@ -405,8 +560,12 @@ async def outage_after_end(s: Scene) -> Days:
 # 4.3: duplicates, and what they had granted -------------------------------------------------------------------------------
 
 
-@row("4.3", "a double click: the second payment goes back, its subscription ends, its credits are taken back", """
-""")
+@row(
+    "4.3",
+    "a double click: the second payment goes back, its subscription ends, its credits are taken back",
+    """
+""",
+)
 async def double_click(s: Scene) -> Days:
     s.buy()
     yield 42 * SECONDS
@@ -414,8 +573,12 @@ async def double_click(s: Scene) -> Days:
     yield 1
 
 
-@row("4.3", "a double click whose second credits were used: a person must look", """
-""")
+@row(
+    "4.3",
+    "a double click whose second credits were used: a person must look",
+    """
+""",
+)
 async def used(s: Scene) -> Days:
     s.buy()
     yield 42 * SECONDS
@@ -427,8 +590,12 @@ async def used(s: Scene) -> Days:
     yield 1
 
 
-@row("4.3", "a double click whose credits were used within what the first one granted", """
-""")
+@row(
+    "4.3",
+    "a double click whose credits were used within what the first one granted",
+    """
+""",
+)
 async def used_less(s: Scene) -> Days:
     s.buy()
     yield 42 * SECONDS
@@ -440,8 +607,12 @@ async def used_less(s: Scene) -> Days:
     yield 1
 
 
-@row("4.3", "one invoice paid twice: the excess goes back, its credits stay", """
-""")
+@row(
+    "4.3",
+    "one invoice paid twice: the excess goes back, its credits stay",
+    """
+""",
+)
 async def paid_twice(s: Scene) -> Days:
     sub = s.buy()
     yield 1
@@ -449,8 +620,12 @@ async def paid_twice(s: Scene) -> Days:
     yield 2
 
 
-@row("4.3", "two people of one name in the shop, one person in the app: the second payment goes back", """
-""")
+@row(
+    "4.3",
+    "two people of one name in the shop, one person in the app: the second payment goes back",
+    """
+""",
+)
 async def two_customers(s: Scene) -> Days:
     s.buy()
     yield 42 * SECONDS
@@ -458,8 +633,12 @@ async def two_customers(s: Scene) -> Days:
     yield 1
 
 
-@row("4.3", "two workspaces, two months, two packs: bought on purpose", """
-""")
+@row(
+    "4.3",
+    "two workspaces, two months, two packs: bought on purpose",
+    """
+""",
+)
 async def on_purpose(s: Scene) -> Days:
     for site in ("a", "b"):
         s.buy(metadata={"user_id": s.user, "workspace_id": site})
@@ -470,8 +649,12 @@ async def on_purpose(s: Scene) -> Days:
 # 5: cases -----------------------------------------------------------------------------------------------------------------
 
 
-@row("5", "a letter that asks for a sale's money is answered with no, in time", """
-""")
+@row(
+    "5",
+    "a letter that asks for a sale's money is answered with no, in time",
+    """
+""",
+)
 async def letter(s: Scene) -> Days:
     sub = s.buy()
     yield 1
@@ -481,8 +664,12 @@ async def letter(s: Scene) -> Days:
     await s.answer(case)
 
 
-@row("5", "a letter that nobody answers within a day", """
-""")
+@row(
+    "5",
+    "a letter that nobody answers within a day",
+    """
+""",
+)
 async def unanswered(s: Scene) -> Days:
     sub = s.buy()
     yield 1
@@ -493,8 +680,13 @@ async def unanswered(s: Scene) -> Days:
 # 8 and 9: agreements and versions -----------------------------------------------------------------------------------------
 
 
-@row("8", "an agreement that duplicates are looked at by a person", """
-""", agreement='{ duplicates = "review" }')
+@row(
+    "8",
+    "an agreement that duplicates are looked at by a person",
+    """
+""",
+    agreement='{ duplicates = "review" }',
+)
 async def agreed_review(s: Scene) -> Days:
     s.buy()
     yield 42 * SECONDS
@@ -502,15 +694,25 @@ async def agreed_review(s: Scene) -> Days:
     yield 1
 
 
-@row("8", "an agreement about credits", """
-""", agreement="{ credits = { plans = { price_basic = { included = 900 } } } }")
+@row(
+    "8",
+    "an agreement about credits",
+    """
+""",
+    agreement="{ credits = { plans = { price_basic = { included = 900 } } } }",
+)
 async def agreed_credits(s: Scene) -> Days:
     s.buy()
     yield 1
 
 
-@row("8", "an agreement that a chargeback suspends", """
-""", agreement='{ on_chargeback = "suspend" }')
+@row(
+    "8",
+    "an agreement that a chargeback suspends",
+    """
+""",
+    agreement='{ on_chargeback = "suspend" }',
+)
 async def agreed_suspension(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -519,8 +721,12 @@ async def agreed_suspension(s: Scene) -> Days:
     assert await s.consume(1) == "suspended"
 
 
-@row("9", "what was paid before a new version is judged by the old one, what is paid after by the new one", """
-""")
+@row(
+    "9",
+    "what was paid before a new version is judged by the old one, what is paid after by the new one",
+    """
+""",
+)
 async def versions(s: Scene) -> Days:
     sub = s.buy()
     yield 44
@@ -531,8 +737,12 @@ async def versions(s: Scene) -> Days:
     s.books.create_refund(s.charge(sub), 100)
 
 
-@row("9", "a chargeback holds by the version of its payment: before the new one it flags", """
-""")
+@row(
+    "9",
+    "a chargeback holds by the version of its payment: before the new one it flags",
+    """
+""",
+)
 async def flags_by_old(s: Scene) -> Days:
     sub = s.buy()
     yield 50
@@ -540,8 +750,12 @@ async def flags_by_old(s: Scene) -> Days:
     yield 51
 
 
-@row("9", "a chargeback of a payment under the new version suspends", """
-""")
+@row(
+    "9",
+    "a chargeback of a payment under the new version suspends",
+    """
+""",
+)
 async def suspends_by_new(s: Scene) -> Days:
     yield 46
     sub = s.buy()

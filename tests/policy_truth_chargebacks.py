@@ -10,8 +10,12 @@ ROWS: list[Row] = []
 row = table(ROWS)
 
 
-@row("7", "a chargeback flags the customer while it is open; silence loses it, and the hold stays until a person decides", """
-""")
+@row(
+    "7",
+    "a chargeback flags the customer while it is open; silence loses it, and the hold stays until a person decides",
+    """
+""",
+)
 async def lost_by_silence(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -21,8 +25,12 @@ async def lost_by_silence(s: Scene) -> Days:
     assert await s.consume(1) == "consumed"
 
 
-@row("7", "deadlines: 7 days, 3 days, 24 hours", """
-""")
+@row(
+    "7",
+    "deadlines: 7 days, 3 days, 24 hours",
+    """
+""",
+)
 async def deadlines(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -40,8 +48,12 @@ async def deadlines(s: Scene) -> Days:
     await s.says("standing: flagged (dispute 1 under_review)")
 
 
-@row("7", "a chargeback that is won lifts its hold", """
-""")
+@row(
+    "7",
+    "a chargeback that is won lifts its hold",
+    """
+""",
+)
 async def won(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -52,8 +64,12 @@ async def won(s: Scene) -> Days:
     s.books.set_dispute(dispute, "won")
 
 
-@row("7", "lost, and then won after all", """
-""")
+@row(
+    "7",
+    "lost, and then won after all",
+    """
+""",
+)
 async def won_after_lost(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -65,8 +81,12 @@ async def won_after_lost(s: Scene) -> Days:
     s.books.set_dispute(dispute, "won")
 
 
-@row("7", "lost, appealed, and lost again: a lift of the first loss does not cover the appeal", """
-""")
+@row(
+    "7",
+    "lost, appealed, and lost again: a lift of the first loss does not cover the appeal",
+    """
+""",
+)
 async def appealed(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -83,8 +103,12 @@ async def appealed(s: Scene) -> Days:
     s.books.set_dispute(dispute, "lost")
 
 
-@row("7", "an operator keeps the hold of a chargeback that is won", """
-""")
+@row(
+    "7",
+    "an operator keeps the hold of a chargeback that is won",
+    """
+""",
+)
 async def kept(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -95,8 +119,12 @@ async def kept(s: Scene) -> Days:
     s.books.set_dispute(dispute, "won")
 
 
-@row("7", "an operator suspends and lifts: meanwhile nothing is consumed", """
-""")
+@row(
+    "7",
+    "an operator suspends and lifts: meanwhile nothing is consumed",
+    """
+""",
+)
 async def suspended(s: Scene) -> Days:
     s.buy()
     yield 5
@@ -109,8 +137,12 @@ async def suspended(s: Scene) -> Days:
     assert await s.consume(10) == "consumed"
 
 
-@row("7", "an inquiry holds nothing, and closes by itself", """
-""")
+@row(
+    "7",
+    "an inquiry holds nothing, and closes by itself",
+    """
+""",
+)
 async def inquiry(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -121,8 +153,12 @@ async def inquiry(s: Scene) -> Days:
     s.books.set_dispute(dispute, "warning_closed")
 
 
-@row("7", "an inquiry that escalates becomes a chargeback, without a second beginning", """
-""")
+@row(
+    "7",
+    "an inquiry that escalates becomes a chargeback, without a second beginning",
+    """
+""",
+)
 async def escalates(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -131,24 +167,36 @@ async def escalates(s: Scene) -> Days:
     s.books.escalate(dispute, due_by=s.at(60))
 
 
-@row("7", "a dispute that the network prevented: no hold, no refund", """
-""")
+@row(
+    "7",
+    "a dispute that the network prevented: no hold, no refund",
+    """
+""",
+)
 async def prevented(s: Scene) -> Days:
     sub = s.buy()
     yield 5
     s.books.open_dispute(s.charge(sub), prevented=True)
 
 
-@row("7", "a status that nobody knows yet holds, and says so", """
-""")
+@row(
+    "7",
+    "a status that nobody knows yet holds, and says so",
+    """
+""",
+)
 async def unknown(s: Scene) -> Days:
     sub = s.buy()
     yield 5
     s.books.open_dispute(s.charge(sub), status="arbitration_pending", due_by=s.at(60))
 
 
-@row("7", "two disputes of one charge: the standing clears when both are over", """
-""")
+@row(
+    "7",
+    "two disputes of one charge: the standing clears when both are over",
+    """
+""",
+)
 async def two_of_one(s: Scene) -> Days:
     sub = s.buy()
     yield 5
@@ -161,8 +209,12 @@ async def two_of_one(s: Scene) -> Days:
     s.books.set_dispute(second, "won")
 
 
-@row("7", "a dispute larger than its charge, after a part was refunded by hand", """
-""")
+@row(
+    "7",
+    "a dispute larger than its charge, after a part was refunded by hand",
+    """
+""",
+)
 async def larger(s: Scene) -> Days:
     sub = s.buy()
     yield 4
@@ -171,24 +223,36 @@ async def larger(s: Scene) -> Days:
     s.books.open_dispute(s.charge(sub), 3100, due_by=s.at(60))
 
 
-@row("7", "a dispute that cannot be answered is lost at once", """
-""")
+@row(
+    "7",
+    "a dispute that cannot be answered is lost at once",
+    """
+""",
+)
 async def no_answer(s: Scene) -> Days:
     sub = s.buy()
     yield 5
     s.books.open_dispute(s.charge(sub), due_by=0)
 
 
-@row("7", "an early fraud warning is a note: no hold, no refund", """
-""")
+@row(
+    "7",
+    "an early fraud warning is a note: no hold, no refund",
+    """
+""",
+)
 async def warned(s: Scene) -> Days:
     sub = s.buy()
     yield 5
     s.books.warn_of_fraud(s.charge(sub))
 
 
-@row("7", "a double click and a chargeback on the copy: the bank gives it back, finalsale does not", """
-""")
+@row(
+    "7",
+    "a double click and a chargeback on the copy: the bank gives it back, finalsale does not",
+    """
+""",
+)
 async def copy_disputed(s: Scene) -> Days:
     s.buy()
     yield 42 * SECONDS
@@ -197,8 +261,12 @@ async def copy_disputed(s: Scene) -> Days:
     yield 2
 
 
-@row("7", "a double click and a chargeback on the first payment", """
-""")
+@row(
+    "7",
+    "a double click and a chargeback on the first payment",
+    """
+""",
+)
 async def original_disputed(s: Scene) -> Days:
     first = s.buy()
     yield 42 * SECONDS

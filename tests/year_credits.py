@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import timedelta
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from handlers.terms import Policy
@@ -209,4 +210,4 @@ def _uncovered(whole: tuple[int, int], covered: Iterable[tuple[int, int]]) -> in
         return 0
     parts = list(covered)
     edges = sorted({begin, end, *(x for part in parts for x in part if begin < x < end)})
-    return sum(b - a for a, b in itertools.pairwise(edges) if not any(lo <= a and b <= hi for lo, hi in parts))
+    return sum(b - a for a, b in pairwise(edges) if not any(lo <= a and b <= hi for lo, hi in parts))

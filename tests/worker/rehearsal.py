@@ -330,7 +330,7 @@ class Stage:
                         due[number] = max(day, await anext(running[number]))
                     except StopAsyncIteration:
                         pass
-                    except Exception as failure:  # noqa: BLE001 - told by the row's own test
+                    except Exception as failure:
                         self.scenes[number].failure = failure
                 await self.settle()
         for scene in self.scenes:
