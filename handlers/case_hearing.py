@@ -40,12 +40,17 @@ class Hearing:
             )
         if request.customer is not None and request.customer != known.customer:
             return f"{request.transaction} is {known.customer}'s, not {request.customer}'s."
-        owner, charge = known.file.customers.get(known.customer), known.file.charges.get(request.transaction or "")
-        hashes = {p.charge.email_hash for p in self.payments} | {owner.email_hash if owner else None}
-        hashes |= {charge.email_hash if charge else None}
-        if hashes - {None} and email_hash(request.email) not in hashes:
+        if (hashes := self._email_hashes()) and email_hash(request.email) not in hashes:
             return f"The e-mail address of the request does not match any that {known.customer} paid with."
         return ""
+
+    def _email_hashes(self) -> set[str]:
+        """Of every e-mail address that the customer, or who paid, is known by."""
+        owner = self.known.file.customers.get(self.known.customer)
+        charge = self.known.file.charges.get(self.request.transaction or "")
+        every = {p.charge.email_hash for p in self.payments}
+        every |= {owner.email_hash if owner else None, charge.email_hash if charge else None}
+        return {hashed for hashed in every if hashed is not None}
 
     @property
     def terms(self) -> Terms:
@@ -75,6 +80,8 @@ class Hearing:
     def _notes(self) -> str:
         """What whoever answers should know besides."""
         notes = []
+        if self.is_known and not self._email_hashes():
+            notes.append(f" No e-mail address of {self.known.customer} is known: make sure who asks before it is sent.")
         if self.is_known and len(self.payments) == 1 and self.request.transaction:
             paid = at(self.payments[0].paid_at)
             if abs((self.request.dated - paid).total_seconds()) > 3 * 86400:

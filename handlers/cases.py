@@ -148,11 +148,13 @@ def _somebody_looks(h: Hearing, waits: list[Decision], goes: list[Decision]) -> 
     """A person has to decide: nothing is promised."""
     rejected = h.known.rejected
     said = [f"{f'A person rejected {d.subject}. ' if d.subject in rejected else ''}{d.reason}" for d in waits]
-    clause = waits[0].clause
+    clause, proved = waits[0].clause, waits[0].verdict is Verdict.REFUND
     what = {
         "4.3": "Whether your payment repeats another one cannot be told from the records alone",
         "1.2": "Your payment may be for a time after the end of your subscription",
-    }.get(clause, "Your payment needs a closer look")
+    }.get("" if proved else clause, "Your payment needs a closer look")
+    if any(p.contest is Contest.OPEN for p in h.payments):
+        what = "A dispute about this payment is open with your bank, and while it is we do not refund the payment besides it"
     told = [
         *(_gives_back(h, decision) for decision in goes),
         f"{what} (clause {clause} of our refund policy). {h.soon}",

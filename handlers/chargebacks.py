@@ -300,18 +300,32 @@ class _Case:
         money, whose = Money(refund.amount_minor, refund.currency), "Our refund" if refund.action else "A refund"
         if refund.status == "succeeded":
             twice = "" if self.status in CLOSED else ": the evidence must say so, for it must not go back twice"
-            return f"{whose} {refund.id} gave back {money} of this charge{twice}."
+            more = ": more than was paid went back" if self.status == "lost" and self._more_than_paid(refund) else twice
+            return f"{whose} {refund.id} gave back {money} of this charge{more}."
         if refund.live:
             waits = "" if self.status in CLOSED else "; it may fail because of the dispute, and none is sent besides it"
             return f"{whose} {refund.id} of {money} of this charge is {refund.status}{waits}."
         if not refund.action:
             return f"{whose} {refund.id} of {money} of this charge {_ended(refund)}: nothing of it went back."
+        part = self.dispute.amount_minor < refund.amount_minor and self.dispute.currency == refund.currency
+        gave = (
+            f"the dispute gave {self.amount} of it back, for which nothing is owed"
+            if part
+            else "the dispute gave the money back, nothing is owed for it"
+        )
         owed = {
             **dict.fromkeys(["won", "warning_closed"], "the duplicate is owed again"),
-            **dict.fromkeys(["lost", "prevented"], "the dispute gave the money back, nothing is owed for it"),
+            **dict.fromkeys(["lost", "prevented"], gave),
             **dict.fromkeys(INQUIRIES[:2], "the duplicate is owed again only if the inquiry closes"),
         }.get(self.status, "the duplicate is owed again only if the dispute is won")
         return f"{whose} {refund.id} of {money} of this charge {_ended(refund)}: {owed}."
+
+    def _more_than_paid(self, refund: Refund) -> bool:
+        """Whether what the dispute withdrew and a refund together are more than the charge was; False where it is not known."""
+        dispute, charge = self.dispute, self.charge
+        if charge is None or not charge.currency == dispute.currency == refund.currency:
+            return False
+        return (dispute.withdrawn_minor or 0) + refund.amount_minor > max(charge.captured_minor, dispute.amount_minor)
 
     def _evidence(self) -> Iterable[Evidence]:
         """Payment beside dispute, as the columns `original` and `duplicate`."""

@@ -8,8 +8,11 @@ How the clauses are read where they leave room:
 - A proration line grants nothing: after a change of plan in mid-period the new plan's credits come with its next paid line.
 - A line that a coupon made free was paid; a trial's line of 0 was not. Marked paid outside Stripe is paid.
 - One trial at a time: a second one that begins before the first was to end ends it.
+- What was granted stays granted when the policy file or a price's metadata no longer grants it, and while a part of what
+  it rests on has to be read again.
 - Credits of a duplicate go back where every payment of its invoice was given back: of one invoice paid twice the lot
-  stays, and so does a credit pack on a duplicate subscription's invoice, for only the subscription's lines went back.
+  stays, and so does a credit pack on a duplicate subscription's invoice, for only the subscription's lines went back. Where
+  less went back than those lines cost, only lines whose item another paid invoice sells for the same time count.
 """
 
 from __future__ import annotations
@@ -40,12 +43,14 @@ from handlers.customer import (
     at,
 )
 from handlers.outages import PaidLine, service_lots
-from handlers.payments import Payment, on_test_clock, payments_of
+from handlers.payments import Payment, on_test_clock, overlap_s, payments_of
 from handlers.terms import CreditTerms, Policy
 
 GRACE_S = 3600
 """How long after a trial's end a newer telling is waited for, since trials are extended (3.3)."""
 TAKE_BACK_CLAUSE = "4.3"
+MAX_LOT = 10**15
+"""The most credits of one lot: sums of many stay within what the ledger can count."""
 CLOSINGS = (EntryKind.EXPIRED, EntryKind.FORFEITED, EntryKind.TAKEN_BACK)
 
 
@@ -55,6 +60,8 @@ class Credits(msgspec.Struct, frozen=True, kw_only=True):
     lots: dict[str, Lot]
     wanted: frozenset[tuple[str, str]]
     judge_again_at: datetime | None
+    unproved: frozenset[str] = frozenset()
+    """Lots in the ledger whose ground is not known whole: neither wanted nor to be closed until it is."""
 
 
 def lots_of(
@@ -67,19 +74,26 @@ def lots_of(
     returned: frozenset[ChargeId],
     *,
     test_clocks: bool,
+    ledger: Mapping[str, LotBalance] = {},
 ) -> Credits:
-    """Every lot of one customer, from that customer's facts. `returned`: charges that were given back as duplicates."""
-    grants = _Grants(file, customer, policy, int(now.timestamp()), returned, test_clocks)
+    """Every lot of one customer, from that customer's facts. `returned`: charges that were given back as duplicates.
+
+    `ledger`: the sums of the lots that were granted before. They never change how much is granted, only what is known of.
+    """
+    grants = _Grants(file, customer, policy, int(now.timestamp()), returned, test_clocks, ledger)
     if test_clocks or not on_test_clock(file, customer, None):
         grants.trials()
         grants.invoices()
         grants.sessions()
     grants.acts(acts)
-    grants.add(*service_lots(customer, grants.served, outages))
+    declared = tuple(outages)
+    grants.add(*service_lots(customer, grants.served, declared))
+    doubts = (*grants.doubts, *(f"service:{o.id}:{owner}" for o in declared for owner in sorted(grants.doubted)))
     return Credits(
         lots=dict(sorted(grants.lots.items())),
         wanted=frozenset(grants.wanted),
         judge_again_at=at(min(grants.wake_at)) if grants.wake_at else None,
+        unproved=frozenset(lot for lot in ledger if lot not in grants.lots and lot.startswith(doubts)),
     )
 
 
@@ -94,13 +108,18 @@ class _Grants:
         now: Seconds,
         returned: frozenset[ChargeId],
         test_clocks: bool,
+        ledger: Mapping[str, LotBalance],
     ) -> None:
         self.file, self.customer, self.policy, self.now = file, customer, policy, now
-        self.returned, self.test_clocks = returned, test_clocks
+        self.returned, self.test_clocks, self.ledger = returned, test_clocks, ledger
         self.lots: dict[str, Lot] = {}
         self.wanted: set[tuple[str, str]] = set()
         self.wake_at: list[Seconds] = []
         self.served: list[PaidLine] = []
+        self.doubts: set[str] = set()
+        """How the ids of lots begin whose ground is not known whole."""
+        self.doubted: set[str] = set()
+        """Subscriptions with such lots."""
         self.paid_by: dict[str, list[Payment]] = defaultdict(list)
         """Payments by the invoice and by the payment intent they paid."""
         for payment in payments_of(file, returned, test_clocks=test_clocks):
@@ -110,10 +129,29 @@ class _Grants:
         self.rows: dict[str, list[InvoicePayment]] = defaultdict(list)
         for row in file.invoice_payments.values():
             self.rows[row.invoice].append(row)
+        self.charges: dict[str, list[Charge]] = defaultdict(list)
+        """Charges by their id, their payment intent and, in old shapes, their invoice."""
+        for charge in file.charges.values():
+            for named in filter(None, (charge.id, charge.payment_intent, charge.invoice)):
+                self.charges[named].append(charge)
         self.any_failed = any(charge.status == "failed" for charge in file.charges.values())
+        self.intents: dict[str, list[str]] = defaultdict(list)
+        """Payment intents by invoice, in old shapes."""
+        for intent in file.intents.values():
+            if intent.invoice:
+                self.intents[intent.invoice].append(intent.id)
+        self.checkouts: dict[str, CheckoutSession] = {}
+        """Checkout sessions by the invoice and by the subscription they made."""
+        for session in sorted(file.sessions.values(), key=lambda s: s.id):
+            for made in filter(None, (session.invoice, session.subscription)):
+                self.checkouts.setdefault(made, session)
 
     def add(self, *lots: Lot) -> None:
-        self.lots.update((lot.id, lot) for lot in lots if lot.credits > 0)
+        """These lots, without those that would grant nothing and never did."""
+        for lot in lots:
+            if lot.credits > 0 or lot.id in self.ledger:
+                most = min(lot.credits, MAX_LOT)
+                self.lots[lot.id] = lot if most == lot.credits else msgspec.structs.replace(lot, credits=most)
 
     # 3.3: trials
 
@@ -128,7 +166,7 @@ class _Grants:
                 )
                 ends = [trial.end, *(later.start for later in subscription.trials[n + 1 : n + 2])]
                 end = max(trial.start, min(ends if over_at is None else [*ends, over_at]))
-                if amount > 0:
+                if amount > 0 or _trial_id(subscription, trial) in self.ledger:
                     self._trial(subscription, trial, end, amount)
 
     def _trial(self, subscription: Subscription, trial: Trial, end: Seconds, amount: int) -> None:
@@ -145,7 +183,7 @@ class _Grants:
             self.wake_at.append(end + GRACE_S)
         self.add(
             Lot(
-                id=f"trial:{subscription.id}:{trial.start}",
+                id=_trial_id(subscription, trial),
                 customer=self.customer,
                 kind=LotKind.TRIAL,
                 clause="3.3",
@@ -175,6 +213,8 @@ class _Grants:
                 continue
             if not invoice.lines_complete:
                 self.wanted.add(("invoice", invoice.id))
+                self.doubts |= {f"included:{invoice.id}:", f"purchased:{invoice.id}:"}
+                self.doubted |= {invoice.subscription} if invoice.subscription else set()
             for line in invoice.lines:
                 if line.amount_minor <= 0 or line.proration or line.metered:
                     continue
@@ -188,22 +228,28 @@ class _Grants:
         paid_at = invoice.created if invoice.paid_at is None else invoice.paid_at
         owner = line.subscription or invoice.subscription
         subscription = self.file.subscriptions.get(owner or "")
+        id_ = f"included:{invoice.id}:{line.id}"
         if owner and (subscription is None or _older_than_price(subscription, line, paid_at)):
             self.wanted.add(("subscription", owner))
+            self.doubts.add(id_)
+            self.doubted.add(owner)
             return
         if subscription and any(item.price == line.price and item.metered for item in subscription.items):
             return
         amount = self._included_credits(line, paid_at, subscription) * _quantity(line.quantity)
-        if amount <= 0:
+        granted = amount or (self.ledger[id_].granted if id_ in self.ledger else 0)
+        if granted <= 0:
             return
         closing = self._given_back(invoice, paid_at)
+        if closing is not None and not self._went_back(invoice, line):
+            closing = None
         over_at = subscription.ended_at if subscription else None
         if closing is None and owner is not None:
             served = PaidLine(
                 invoice=InvoiceId(invoice.id),
                 line=line,
                 subscription=owner,
-                credits=amount,
+                credits=granted,
                 paid_at=paid_at,
                 ended_at=over_at,
             )
@@ -213,7 +259,7 @@ class _Grants:
             closing = Closing(kind=EntryKind.FORFEITED, at=max(over_at, paid_at), cause=cause)
         self.add(
             Lot(
-                id=f"included:{invoice.id}:{line.id}",
+                id=id_,
                 customer=self.customer,
                 kind=LotKind.INCLUDED,
                 clause="3.1",
@@ -228,7 +274,8 @@ class _Grants:
     def _pack(self, invoice: Invoice, line: Line) -> None:
         """The lot of one pack bought on an invoice (3.2): no end, whatever becomes of a subscription."""
         paid_at = invoice.created if invoice.paid_at is None else invoice.paid_at
-        each = self._pack_credits(line.price, line.credits, paid_at)
+        told = line.credits if line.credits is not None else self._told_at_checkout(invoice, line.price, paid_at)
+        each = self._pack_credits(line.price, told, paid_at)
         alone = invoice.subscription is None and not any(other.subscription_item for other in invoice.lines)
         self._purchased(
             f"{invoice.id}:{line.id}",
@@ -237,6 +284,17 @@ class _Grants:
             f"line {line.id} of invoice {invoice.id}, paid at {_moment(paid_at)}",
             self._given_back(invoice, paid_at) if alone else None,
         )
+
+    def _told_at_checkout(self, invoice: Invoice, price: PriceId | None, when: Seconds) -> int | None:
+        """What the price's metadata said where the invoice was made by Checkout; in new shapes its own lines do not tell."""
+        first = invoice.billing_reason == "subscription_create"
+        session = self.checkouts.get(invoice.id) or (self.checkouts.get(invoice.subscription or "") if first else None)
+        if session is None:
+            return None
+        read = self.file.session_lines.get(f"{SESSION_LINES_PREFIX}{session.id}")
+        if read is None and price not in self._terms(when).packs:
+            self.wanted.add(("session_lines", session.id))
+        return next((s.credits for s in read.lines if s.price == price and not s.recurring), None) if read else None
 
     def _purchased(self, of: str, amount: int, bought_at: Seconds, cause: str, closing: Closing | None) -> None:
         self.add(
@@ -263,7 +321,7 @@ class _Grants:
             payments = self.paid_by.get(session.payment_intent or "", [])
             if session.invoice or any(payment.invoice_ids for payment in payments):
                 continue  # the invoice's own lines say what was bought
-            if session.payment_intent and not payments and self._all_failed(self._charges_of(session)):
+            if session.payment_intent and not payments and self._all_failed(self.charges[session.payment_intent]):
                 continue
             read = self.file.session_lines.get(f"{SESSION_LINES_PREFIX}{session.id}")
             if read is None or not read.complete:
@@ -277,9 +335,6 @@ class _Grants:
                     each = self._pack_credits(line.price, line.credits, bought_at)
                     cause = f"line {line.id} of Checkout session {session.id}, paid at {_moment(bought_at)}"
                     self._purchased(f"{session.id}:{line.id}", each * line.quantity, bought_at, cause, closing)
-
-    def _charges_of(self, session: CheckoutSession) -> list[Charge]:
-        return [c for c in self.file.charges.values() if c.payment_intent == session.payment_intent]
 
     # 4.1
 
@@ -322,13 +377,8 @@ class _Grants:
             return False
         rows = [row for row in self.rows.get(invoice.id, []) if row.status != "canceled"]
         told = [invoice.payment_intent, invoice.charge, *(r.payment_intent for r in rows), *(r.charge for r in rows)]
-        named: set[str | None] = {reference for reference in told if reference}
-        named |= {intent.id for intent in self.file.intents.values() if intent.invoice == invoice.id}
-        charges = [
-            c
-            for c in self.file.charges.values()
-            if c.id in named or c.payment_intent in named or c.invoice == invoice.id
-        ]
+        named = {invoice.id, *self.intents.get(invoice.id, ()), *filter(None, told)}
+        charges = [charge for reference in sorted(named) for charge in self.charges.get(reference, ())]
         paid_at = invoice.created if invoice.paid_at is None else invoice.paid_at
         return self._all_failed(charges) and any(charge.as_of > paid_at for charge in charges)
 
@@ -345,6 +395,21 @@ class _Grants:
             return None
         return self._all_back(self.paid_by.get(invoice.id, []), paid_at)
 
+    def _went_back(self, invoice: Invoice, line: Line) -> bool:
+        """Whether what was given back covers this line too: all of the subscription's lines, else only what was repeated."""
+        sold = sum(other.net_minor for other in invoice.lines if other.subscription_item and not other.metered)
+        if sum(payment.refunded_minor for payment in self.paid_by.get(invoice.id, ())) >= sold:
+            return True
+        return any(
+            other.status == "paid"
+            and other.id != invoice.id
+            and any(
+                twin.subscription_item == line.subscription_item and not twin.proration and overlap_s(twin, line)
+                for twin in other.lines
+            )
+            for other in self.file.invoices.values()
+        )
+
     def _all_back(self, payments: Iterable[Payment], granted_at: Seconds) -> Closing | None:
         charges = {payment.charge.id: payment.charge.payment_intent for payment in payments}
         if not charges or not self.returned.issuperset(charges):
@@ -360,7 +425,7 @@ class _Grants:
 
     def _included_credits(self, line: Line, when: Seconds, subscription: Subscription | None) -> int:
         """Credits of one unit for one paid period: the price's metadata, else the policy in force when it was paid."""
-        told = [(c.since, c.credits) for c in _told_of(subscription, line.price) if c.credits is not None]
+        told = [(c, c.credits) for c in _told_of(subscription, line.price) if c.credits is not None]
         if told:
             return _in_force(told, when)
         if line.credits is not None:
@@ -369,7 +434,7 @@ class _Grants:
         return plan.included if plan else 0
 
     def _trial_credits(self, price: PriceId, when: Seconds, subscription: Subscription) -> int:
-        told = [(c.since, c.trial_credits) for c in _told_of(subscription, price) if c.trial_credits is not None]
+        told = [(c, c.trial_credits) for c in _told_of(subscription, price) if c.trial_credits is not None]
         if told:
             return _in_force(told, when)
         plan = self._terms(when).plans.get(price)
@@ -387,6 +452,10 @@ def _moment(seconds: Seconds) -> str:
     return f"{at(seconds):%Y-%m-%dT%H:%M:%SZ}"
 
 
+def _trial_id(subscription: Subscription, trial: Trial) -> str:
+    return f"trial:{subscription.id}:{trial.start}"
+
+
 def _quantity(quantity: int | None) -> int:
     return 1 if quantity is None else quantity
 
@@ -395,11 +464,11 @@ def _told_of(subscription: Subscription | None, price: PriceId | None) -> list[P
     return [told for told in subscription.price_credits if told.price == price] if subscription else []
 
 
-def _in_force(told: Iterable[tuple[Seconds, int]], when: Seconds) -> int:
-    """What the metadata said at a moment: the latest before it, else the first that was ever seen."""
-    ordered = sorted(told)
-    before = [credits_ for since, credits_ in ordered if since <= when]
-    return before[-1] if before else ordered[0][1]
+def _in_force(told: Iterable[tuple[PriceCredits, int]], when: Seconds) -> int:
+    """What the metadata said at a moment: what it was seen to say last before it, else the first that was ever seen."""
+    known = list(told)
+    seen = [(s.until if s.until <= when else s.since, s.since, credits_) for s, credits_ in known if s.since <= when]
+    return max(seen)[2] if seen else min((said.since, credits_) for said, credits_ in known)[1]
 
 
 def _older_than_price(subscription: Subscription, line: Line, paid_at: Seconds) -> bool:

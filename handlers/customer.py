@@ -255,6 +255,13 @@ class PriceCredits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     credits: int | None = None
     trial_credits: int | None = None
     since: Seconds
+    seen: Seconds = 0
+    """When it was seen to say so last, where that is later than `since`: metadata may be changed and changed back."""
+
+    @property
+    def until(self) -> Seconds:
+        """The last moment at which it is known to have said so."""
+        return max(self.since, self.seen)
 
 
 class Subscription(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="subscription"):
@@ -291,12 +298,11 @@ class Subscription(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="sub
             for trial in other:
                 trials[trial.start] = _one_trial(trials[trial.start], trial) if trial.start in trials else trial
             return tuple(trials[start] for start in sorted(trials))
-        since = {(c.price, c.credits, c.trial_credits): c.since for c in self.price_credits}
+        said = {(c.price, c.credits, c.trial_credits): c for c in self.price_credits}
         for told in other:
             key = (told.price, told.credits, told.trial_credits)
-            since[key] = min(since.get(key, told.since), told.since)
-        found = [PriceCredits(price=p, credits=c, trial_credits=t, since=at_) for (p, c, t), at_ in since.items()]
-        return tuple(sorted(found, key=_price_credits_order))
+            said[key] = _one_span(said[key], told) if key in said else told
+        return tuple(sorted(said.values(), key=_price_credits_order))
 
     def progress(self) -> int:
         order = ("incomplete", "trialing", "active", "past_due", "unpaid", "paused", "incomplete_expired", "canceled")
@@ -316,6 +322,12 @@ class Subscription(Fact, frozen=True, kw_only=True, omit_defaults=True, tag="sub
 def _price_credits_order(told: PriceCredits) -> tuple[str, Seconds, int, int]:
     amounts = [-1 if amount is None else amount for amount in (told.credits, told.trial_credits)]
     return told.price, told.since, amounts[0], amounts[1]
+
+
+def _one_span(a: PriceCredits, b: PriceCredits) -> PriceCredits:
+    """One from two that say the same of a price: since the earlier, until the later."""
+    since, until = min(a.since, b.since), max(a.until, b.until)
+    return msgspec.structs.replace(a, since=since, seen=until if until > since else 0)
 
 
 def _one_trial(a: Trial, b: Trial) -> Trial:

@@ -134,6 +134,8 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Standing and access, by customer."""
     lots: dict[CustomerId, dict[str, Lot]] = {}
     """The lots of credits that each customer should have."""
+    unproved: frozenset[str] = frozenset()
+    """Lots in the ledger of which nothing can be said until a look-up is back: they stay as they are."""
     alerts: dict[str, Alert] = {}
     """What people should hear of now, by cause."""
 

@@ -32,6 +32,8 @@ from handlers.terms import Policy
 
 MAX_TEXT = 150_000
 """Characters that Stripe takes in all text fields of a dispute together."""
+MAX_FIELD = 20_000
+"""Characters that Stripe takes in one text field."""
 MAX_PRIOR = 20
 """Earlier payments that are listed; more convince nobody."""
 
@@ -84,7 +86,7 @@ def _capped(fields: dict[str, str]) -> dict[str, str]:
     kept, left = {}, MAX_TEXT
     for name, text in fields.items():
         if text and left > 0:
-            kept[name] = text[:left]
+            kept[name] = text[: min(left, MAX_FIELD)]
             left -= len(kept[name])
     return kept
 
@@ -140,7 +142,7 @@ class _Told:
                     return Copy.DOUBTFUL, other, ruling
                 if other is not None and verdict is Verdict.REFUND:
                     return (Copy.ORIGINAL if ruling.original == mine else Copy.DUPLICATE), other, ruling
-                if other is not None:
+                if other is not None and self._one_payer(other):
                     return Copy.SINGLE, other, ruling
         return Copy.SINGLE, self._nearest(self.payment), None
 
@@ -159,9 +161,24 @@ class _Told:
         moment = at(max((fact.as_of for fact in facts), default=self.dispute.as_of))
         return judge(CustomerFile(facts), self.policy, moment, test_clocks=True).decisions
 
+    def _one_payer(self, other: Payment) -> bool:
+        """Whether both are one customer's or one card's. The file also holds customers that an e-mail alone ties to this one."""
+        if self.payment is None:
+            return False
+        ours, theirs = self.payment.charge, other.charge
+        same_card = ours.card_fingerprint is not None and ours.card_fingerprint == theirs.card_fingerprint
+        return same_card or (ours.customer is not None and ours.customer == theirs.customer)
+
+    @property
+    def named(self) -> Payment | None:
+        """The other payment, where the bank may hear of it: never one of another person's."""
+        proved = self.copy in (Copy.DUPLICATE, Copy.ORIGINAL)
+        return self.other if self.other is not None and (proved or self._one_payer(self.other)) else None
+
     def _nearest(self, payment: Payment) -> Payment | None:
         """The payment that the customer most likely means: of the same amount if there is one, nearest in time."""
-        alike = [p for p in self.payments if p is not payment and p.currency == payment.currency]
+        theirs = [p for p in self.payments if p is not payment and self._one_payer(p)]
+        alike = [p for p in theirs if p.currency == payment.currency]
         captured = payment.charge.captured_minor
         order = [(p.charge.captured_minor != captured, abs(p.paid_at - payment.paid_at), p.id, p) for p in alike]
         return min(order, key=lambda row: row[:3])[3] if order else None
@@ -175,14 +192,21 @@ class _Told:
         return Money(max(payment.refunded_minor - pending, 0), payment.currency)
 
     def refund_story(self, payment: Payment) -> str:
-        """Every refund of a payment that succeeded, as a sentence for the bank."""
+        """Every refund of a payment that succeeded, and what other disputes took back, as sentences for the bank."""
         done = [r for r in self.file.refunds.values() if self._names(r, payment) and r.status == "succeeded"]
         told = [
             f"{Money(r.amount_minor, r.currency)} of {payment.id} was given back at {when(r.created)} (refund {r.id})."
             for r in sorted(done, key=lambda r: (r.created, r.id))
         ]
         back = self.went_back(payment)
-        return " ".join(told) or (f"{back} of {payment.id} was given back." if back.minor else "")
+        told = told or ([f"{back} of {payment.id} was given back."] if back.minor else [])
+        lost = [d for d in self.file.disputes.values() if d.status in ("lost", "prevented") and d.id != self.dispute.id]
+        told += [
+            f"{Money(d.amount_minor, d.currency)} was given back through the dispute {d.id} of {payment.id}."
+            for d in sorted(lost, key=lambda d: d.id)
+            if self._names(d, payment)
+        ]
+        return " ".join(told)
 
     # what was paid for
 
@@ -250,9 +274,21 @@ class _Told:
             of = f" of {self.other.id}" if self.other else ""
             return (
                 f"Whether it is a duplicate{of} is in doubt ({self.ruling.rule}): a person decides that first, "
-                f"`finalsale explain {self.ruling.subject}` shows why. If it is one, accept the dispute.{wait}"
+                f"`finalsale explain {self.ruling.subject}` shows why. If it is one, accept the dispute."
+                f"{self._not_twice()}{wait}"
             )
-        return f"No clause gives this payment back: the draft may be used as it is.{wait}"
+        why = f" About 4.3: {self.ruling.reason}" if self.ruling else ""
+        return f"No clause gives this payment back: the draft may be used as it is.{why}{wait}"
+
+    def _not_twice(self) -> str:
+        """What else would give the same money back, were the dispute accepted."""
+        said = ""
+        if self.other is not None and self.other.contest is Contest.OPEN:
+            said += f" {self.other.id} is disputed too: of the two accept one at most."
+        booked = (t for read in self.file.balances.values() for t in read.transactions if t.type == "invoice_overpaid")
+        if self.payment is not None and any(t.invoice in self.payment.invoice_ids for t in booked):
+            said += " Stripe booked the excess as a balance credit: see that this does not compensate it as well."
+        return said
 
     def _given_back(self, back: Money) -> str:
         was = f"It was a duplicate of {self.other.id}. " if self.copy is Copy.DUPLICATE and self.other else ""
@@ -302,7 +338,10 @@ class _Told:
         return known.ended_at or known.cancel_at or by_period
 
     def charged_after_end(self) -> bool:
-        """Whether all that was paid for lies after the effective end (1.2)."""
+        """Whether all that was paid for lies after the effective end (1.2), or a decision in force says so."""
+        invoices = self.payment.invoice_ids if self.payment else ()
+        if any((d := self.decisions.get(id_)) and d.rule == "charge_after_cancellation" for id_ in invoices):
+            return True
         end, lines = self.ends_at(), self.lines(self.payment) if self.payment else []
         return end is not None and bool(lines) and min(line.period_start for line in lines) >= end
 
@@ -311,7 +350,10 @@ class _Told:
             return f"The dispute is {self.dispute.status}: Stripe is not known to wait for evidence."
         if not self.dispute.due_by:
             return "Stripe takes no evidence for it: it cannot be challenged."
-        return f"Evidence is due by {when(self.dispute.due_by)} and can be submitted once; this draft submits nothing."
+        return (
+            f"Evidence is due by {when(self.dispute.due_by)} and can be submitted once; this draft submits nothing, "
+            "but what is staged Stripe may submit by itself at the deadline."
+        )
 
 
 def _access(account: Account | None, subscription: Subscription | None) -> Access | None:
@@ -333,11 +375,12 @@ def _thing(line: Line) -> str:
 
 
 def _duplicate(told: _Told) -> dict[str, str]:
-    payment, other = told.payment, told.other
+    payment, other = told.payment, told.named
     if payment is None:
         return {}
     if other is None:
-        return {"duplicate_charge_explanation": f"No other payment at Stripe is known. {told.paid_for(payment)}"}
+        none = "" if told.other else "No other payment at Stripe is known. "
+        return {"duplicate_charge_explanation": f"{none}{told.paid_for(payment)}"}
     both = f"The disputed payment is {told.paid_for(payment)} The other payment is {told.paid_for(other)}"
     match told.copy:
         case Copy.DUPLICATE:
@@ -399,7 +442,9 @@ def _refusal(told: _Told) -> str:
     facts = f"Payment {told.paid_for(told.payment)} {told.refund_story(told.payment)}".strip()
     own = told.decisions.get(told.payment.id)
     if told.copy is not Copy.SINGLE:
-        return f"{facts} {told.refund_story(told.other)}".strip() if told.other else facts
+        return f"{facts} {told.refund_story(told.named)}".strip() if told.named else facts
+    if told.charged_after_end():
+        return facts
     if own is not None and own.verdict is Verdict.DENY:
         return f"{facts} A refund was asked for and refused under clause {own.clause}."
     compared = told.other is not None and told.ruling is None
@@ -433,9 +478,9 @@ def _rebuttal(told: _Told) -> str:
     if subscription is None:
         return f"{said[0]} It belongs to no subscription that is known."
     end, asked = told.ends_at(), subscription.canceled_at
-    if end is None:
+    if end is None and not told.charged_after_end():
         said.append(f"No cancellation of the subscription {subscription.id} is known.")
-    else:
+    elif end is not None:
         ends = "ended" if subscription.ended_at else "ends"
         said.append(f"The subscription {subscription.id} {ends} at {when(end)}.")
     if asked is not None and end is not None:

@@ -59,16 +59,27 @@ def judge_person(
     by_hand = refunds_by_hand(whole, policy, now, ours.is_ours, acted=ours.acted, test_clocks=test_clocks)
     decisions, alerts = {**judged.decisions, **by_hand.decisions}, dict(by_hand.alerts)
     wanted, wake_at = set(judged.wanted | by_hand.wanted), [judged.judge_again_at]
-    accounts, lots = {}, {}
+    accounts, lots, unproved = {}, {}, set[str]()
     for customer, file in files.items():
         acts = tuple(act for act in ours.acts if act.customer == customer)
         disputes = judge_disputes(file, customer, policy, now, acts, test_clocks=test_clocks)
         access = judge_access(file, customer, policy, now, acts, test_clocks=test_clocks)
-        credits_ = lots_of(file, customer, policy, now, acts, ours.outages, by_hand.returned, test_clocks=test_clocks)
+        credits_ = lots_of(
+            file,
+            customer,
+            policy,
+            now,
+            acts,
+            ours.outages,
+            by_hand.returned,
+            test_clocks=test_clocks,
+            ledger=ours.balances,
+        )
         accounts[customer] = Account(
             customer=customer, standing=disputes.standing, holds=disputes.holds, access=access.access
         )
         lots[customer] = credits_.lots
+        unproved |= credits_.unproved
         for said in (disputes, access):
             decisions |= said.decisions
             alerts |= said.alerts
@@ -80,5 +91,6 @@ def judge_person(
         judge_again_at=min((moment for moment in wake_at if moment is not None), default=None),
         accounts=accounts,
         lots=lots,
+        unproved=frozenset(unproved),
         alerts=alerts,
     )

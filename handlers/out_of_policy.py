@@ -71,16 +71,20 @@ def refunds_by_hand(
     comes later (a renewal, a cancellation, a dispute, another refund) does not change what an earlier refund was.
     """
     live = [refund for refund in file.refunds.values() if refund.live]
-    ours = {id_ for refund in live if is_ours(refund) and (id_ := _charge_of(file, refund))}
-    foreign = [refund for refund in live if refund.reason != LAPSED and not is_ours(refund)]
+    own = {refund.id for refund in live if is_ours(msgspec.structs.replace(refund, charge=_charge_of(file, refund)))}
+    ours = {id_ for refund in live if refund.id in own and (id_ := _charge_of(file, refund))}
+    foreign = [refund for refund in live if refund.reason != LAPSED and refund.id not in own]
     if not foreign:
         return ByHand(returned=frozenset(ours))
     payments = {ChargeId(payment.id): payment for payment in payments_of(file, frozenset(), test_clocks=test_clocks)}
     by_charge: dict[ChargeId, list[Refund]] = defaultdict(list)
     for refund in sorted(foreign, key=_order):
         of = _charge_of(file, refund)
-        if of in payments and not _by_the_network(file, payments[of].charge, refund):
+        if of in payments:
             by_charge[of].append(refund)
+    for of, theirs in by_charge.items():
+        network = _by_the_network(file, payments[of].charge, theirs)
+        by_charge[of] = [refund for refund in theirs if refund.id not in network]
     decisions: dict[str, Decision] = {}
     alerts: dict[str, Alert] = {}
     wanted: set[tuple[str, str]] = set()
@@ -119,14 +123,20 @@ def _charge_of(file: CustomerFile, refund: Refund) -> ChargeId | None:
     return ChargeId(min(paid)) if paid and refund.payment_intent is not None else None
 
 
-def _by_the_network(file: CustomerFile, charge: Charge, refund: Refund) -> bool:
-    """Whether the network gave it back to prevent a chargeback (reading 8)."""
-    return any(
-        dispute.status == "prevented"
-        and (dispute.charge == charge.id or (charge.payment_intent and dispute.payment_intent == charge.payment_intent))
-        and dispute.amount_minor == refund.amount_minor
-        for dispute in file.disputes.values()
-    )
+def _by_the_network(file: CustomerFile, charge: Charge, refunds: list[Refund]) -> set[str]:
+    """Those that the network made to prevent a chargeback (reading 8): one for each such dispute, the nearest in time."""
+    prevented = [
+        d
+        for d in file.disputes.values()
+        if d.status == "prevented"
+        and (d.charge == charge.id or (charge.payment_intent and d.payment_intent == charge.payment_intent))
+    ]
+    found: set[str] = set()
+    for dispute in sorted(prevented, key=lambda d: (d.created, d.id)):
+        alike = [r for r in refunds if r.id not in found and r.amount_minor == dispute.amount_minor]
+        if alike:
+            found.add(min(alike, key=lambda r: (abs(r.created - dispute.created), r.id)).id)
+    return found
 
 
 # the file as it stood ----------------------------------------------------------------------------------------------------

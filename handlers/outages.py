@@ -101,6 +101,8 @@ def _lot(
             continue
         until = service.ends if paid.ended_at is None else min(service.ends, paid.ended_at)
         met: Interval = (max(outage.begins, service.begins), min(outage.ends, until))
+        if met[0] >= met[1]:
+            continue
         met_s = _length_s(met, ((o.begins, o.ends) for o in earlier if _meets(o, line.price)))
         if met_s > 0:
             period_s = line.period_end - line.period_start

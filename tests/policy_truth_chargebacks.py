@@ -14,7 +14,19 @@ row = table(ROWS)
     "7",
     "a chargeback flags the customer while it is open; silence loses it, and the hold stays until a person decides",
     """
-""",
+    standing: flagged (dispute 1 lost)
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 1 consumed, 499 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: review under 7 (chargeback)
+    warning alert: chargeback_lost dispute 1
+    alert over: chargeback dispute 1
+    alert over: deadline dispute 1 3d
+    alert over: deadline dispute 1 7d
+    alert over: deadline dispute 1 24h
+    told: standing.changed flagged
+    """,
 )
 async def lost_by_silence(s: Scene) -> Days:
     sub = s.buy()
@@ -29,7 +41,18 @@ async def lost_by_silence(s: Scene) -> Days:
     "7",
     "deadlines: 7 days, 3 days, 24 hours",
     """
-""",
+    standing: flagged (dispute 1 under_review)
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: none under 7 (chargeback)
+    alert over: chargeback dispute 1
+    alert over: deadline dispute 1 3d
+    alert over: deadline dispute 1 7d
+    alert over: deadline dispute 1 24h
+    told: standing.changed flagged
+    """,
 )
 async def deadlines(s: Scene) -> Days:
     sub = s.buy()
@@ -52,7 +75,16 @@ async def deadlines(s: Scene) -> Days:
     "7",
     "a chargeback that is won lifts its hold",
     """
-""",
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: none under 7 (chargeback)
+    alert over: chargeback dispute 1
+    alert over: deadline dispute 1 7d
+    told: standing.changed flagged
+    told: standing.changed good
+    """,
 )
 async def won(s: Scene) -> Days:
     sub = s.buy()
@@ -68,7 +100,17 @@ async def won(s: Scene) -> Days:
     "7",
     "lost, and then won after all",
     """
-""",
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: none under 7 (chargeback)
+    alert over: chargeback dispute 1
+    alert over: chargeback_lost dispute 1
+    alert over: deadline dispute 1 7d
+    told: standing.changed flagged
+    told: standing.changed good
+    """,
 )
 async def won_after_lost(s: Scene) -> Days:
     sub = s.buy()
@@ -85,7 +127,19 @@ async def won_after_lost(s: Scene) -> Days:
     "7",
     "lost, appealed, and lost again: a lift of the first loss does not cover the appeal",
     """
-""",
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: none under 7 (chargeback)
+    alert over: chargeback dispute 1
+    alert over: chargeback_lost dispute 1
+    alert over: deadline dispute 1 7d
+    told: standing.changed flagged
+    told: standing.changed flagged
+    told: standing.changed good
+    told: standing.changed good
+    """,
 )
 async def appealed(s: Scene) -> Days:
     sub = s.buy()
@@ -107,7 +161,16 @@ async def appealed(s: Scene) -> Days:
     "7",
     "an operator keeps the hold of a chargeback that is won",
     """
-""",
+    standing: flagged (dispute 1 won)
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: none under 7 (chargeback)
+    alert over: chargeback dispute 1
+    alert over: deadline dispute 1 7d
+    told: standing.changed flagged
+    """,
 )
 async def kept(s: Scene) -> Days:
     sub = s.buy()
@@ -123,7 +186,13 @@ async def kept(s: Scene) -> Days:
     "7",
     "an operator suspends and lifts: meanwhile nothing is consumed",
     """
-""",
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 10 consumed, 490 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    told: standing.changed good
+    told: standing.changed suspended
+    """,
 )
 async def suspended(s: Scene) -> Days:
     s.buy()
@@ -139,9 +208,15 @@ async def suspended(s: Scene) -> Days:
 
 @row(
     "7",
-    "an inquiry holds nothing, and closes by itself",
+    "an inquiry holds nothing, also when it closes",
     """
-""",
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: none under 7 (inquiry)
+    alert over: inquiry dispute 1
+    """,
 )
 async def inquiry(s: Scene) -> Days:
     sub = s.buy()
@@ -157,21 +232,36 @@ async def inquiry(s: Scene) -> Days:
     "7",
     "an inquiry that escalates becomes a chargeback, without a second beginning",
     """
-""",
+    standing: flagged (dispute 1 needs_response)
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: review under 7 (chargeback)
+    critical alert: chargeback dispute 1
+    alert over: deadline dispute 1 7d
+    alert over: inquiry dispute 1
+    told: standing.changed flagged
+    """,
 )
 async def escalates(s: Scene) -> Days:
     sub = s.buy()
     yield 5
     dispute = s.books.open_dispute(s.charge(sub), inquiry=True)
     yield 10
-    s.books.escalate(dispute, due_by=s.at(60))
+    s.books.escalate(dispute, due_by=s.at(80))
 
 
 @row(
     "7",
     "a dispute that the network prevented: no hold, no refund",
     """
-""",
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: none under 7 (prevented)
+    """,
 )
 async def prevented(s: Scene) -> Days:
     sub = s.buy()
@@ -183,25 +273,44 @@ async def prevented(s: Scene) -> Days:
     "7",
     "a status that nobody knows yet holds, and says so",
     """
-""",
+    standing: flagged (dispute 1 arbitration_pending)
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: review under 7 (chargeback)
+    warning alert: unknown_status dispute 1
+    told: standing.changed flagged
+    """,
 )
 async def unknown(s: Scene) -> Days:
     sub = s.buy()
     yield 5
-    s.books.open_dispute(s.charge(sub), status="arbitration_pending", due_by=s.at(60))
+    s.books.open_dispute(s.charge(sub), status="arbitration_pending", due_by=s.at(80))
 
 
 @row(
     "7",
     "two disputes of one charge: the standing clears when both are over",
     """
-""",
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: none under 7 (chargeback)
+    dispute 2: none under 7 (chargeback)
+    alert over: chargeback dispute 1
+    alert over: chargeback dispute 2
+    told: standing.changed flagged
+    told: standing.changed flagged
+    told: standing.changed good
+    """,
 )
 async def two_of_one(s: Scene) -> Days:
     sub = s.buy()
     yield 5
-    first = s.books.open_dispute(s.charge(sub), 1000, due_by=s.at(60))
-    second = s.books.open_dispute(s.charge(sub), 1900, due_by=s.at(60))
+    first = s.books.open_dispute(s.charge(sub), 1000, due_by=s.at(80))
+    second = s.books.open_dispute(s.charge(sub), 1900, due_by=s.at(80))
     yield 6
     s.books.set_dispute(first, "won")
     yield 7
@@ -213,21 +322,40 @@ async def two_of_one(s: Scene) -> Days:
     "7",
     "a dispute larger than its charge, after a part was refunded by hand",
     """
-""",
+    standing: flagged (dispute 1 needs_response)
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    refund 1: 9.00 USD of charge 1 by hand, succeeded
+    refund 1: deny 9.00 USD under 2, 6 (out_of_policy_refund)
+    dispute 1: review under 7 (chargeback)
+    critical alert: chargeback dispute 1
+    critical alert: out_of_policy_refund refund 1
+    told: standing.changed flagged
+    """,
 )
 async def larger(s: Scene) -> Days:
     sub = s.buy()
     yield 4
     s.books.create_refund(s.charge(sub), 900)
     yield 5
-    s.books.open_dispute(s.charge(sub), 3100, due_by=s.at(60))
+    s.books.open_dispute(s.charge(sub), 3100, due_by=s.at(80))
 
 
 @row(
     "7",
     "a dispute that cannot be answered is lost at once",
     """
-""",
+    standing: flagged (dispute 1 lost)
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    dispute 1: review under 7 (chargeback)
+    warning alert: chargeback_lost dispute 1
+    told: standing.changed flagged
+    """,
 )
 async def no_answer(s: Scene) -> Days:
     sub = s.buy()
@@ -239,7 +367,13 @@ async def no_answer(s: Scene) -> Days:
     "7",
     "an early fraud warning is a note: no hold, no refund",
     """
-""",
+    subscription 1: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    warning 1: none under 7 (early_fraud_warning)
+    note alert: early_fraud_warning warning 1
+    """,
 )
 async def warned(s: Scene) -> Days:
     sub = s.buy()
@@ -251,13 +385,30 @@ async def warned(s: Scene) -> Days:
     "7",
     "a double click and a chargeback on the copy: the bank gives it back, finalsale does not",
     """
-""",
+    standing: flagged (dispute 1 needs_response)
+    subscription 1: renews, until day 92
+    subscription 2: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    included credits of day 61: 600 granted, 600 left
+    charge 2: review 29.00 USD under 4.3 (D3)
+    dispute 1: review under 7 (chargeback)
+    action cancel_subscription of subscription 2: proposed
+    action refund of charge 2: proposed
+    action refund of charge 4: proposed
+    action refund of charge 6: proposed
+    critical alert: chargeback dispute 1
+    told: standing.changed flagged
+    """,
 )
 async def copy_disputed(s: Scene) -> Days:
     s.buy()
     yield 42 * SECONDS
     second = s.buy()
-    s.books.open_dispute(s.charge(second), due_by=s.at(60))
+    s.books.open_dispute(s.charge(second), due_by=s.at(80))
     yield 2
 
 
@@ -265,11 +416,89 @@ async def copy_disputed(s: Scene) -> Days:
     "7",
     "a double click and a chargeback on the first payment",
     """
-""",
+    standing: flagged (dispute 1 needs_response)
+    subscription 1: renews, until day 92
+    subscription 2: renews, until day 92
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    included credits of day 61: 600 granted, 600 left
+    charge 2: review 29.00 USD under 4.3 (D3)
+    dispute 1: review under 7 (chargeback)
+    action cancel_subscription of subscription 2: proposed
+    action refund of charge 2: proposed
+    action refund of charge 4: proposed
+    action refund of charge 6: proposed
+    critical alert: chargeback dispute 1
+    told: standing.changed flagged
+    """,
 )
 async def original_disputed(s: Scene) -> Days:
     first = s.buy()
     yield 42 * SECONDS
     s.buy()
-    s.books.open_dispute(s.charge(first), due_by=s.at(60))
+    s.books.open_dispute(s.charge(first), due_by=s.at(80))
     yield 2
+
+
+@row(
+    "7",
+    "the chargeback on the copy is lost: that copy is paid back, nothing is left to decide about it",
+    """
+    standing: flagged (dispute 1 lost)
+    subscription 1: renews, until day 92
+    subscription 2: ended at once, until day 0
+    included credits of day 0: 500 granted, 500 forfeited
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    charge 2: none under 4.3 (D3)
+    dispute 1: review under 7 (chargeback)
+    warning alert: chargeback_lost dispute 1
+    alert over: chargeback dispute 1
+    told: access.ended subscription 2
+    told: credits.forfeited 500
+    told: standing.changed flagged
+    """,
+)
+async def copy_lost(s: Scene) -> Days:
+    s.buy()
+    yield 42 * SECONDS
+    second = s.buy()
+    dispute = s.books.open_dispute(s.charge(second))
+    s.books.cancel(second)
+    yield 2
+    await s.says("charge 2: review 29.00 USD under 4.3 (D3)")
+    s.books.set_dispute(dispute, "lost")
+
+
+@row(
+    "7",
+    "the chargeback on the copy is won: it has its money again, and the duplicate is owed, which a person decides",
+    """
+    subscription 1: renews, until day 92
+    subscription 2: ended at once, until day 0
+    included credits of day 0: 500 granted, 500 forfeited
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    charge 2: review 29.00 USD under 4.3 (D3)
+    dispute 1: none under 7 (chargeback)
+    action refund of charge 2: proposed
+    alert over: chargeback dispute 1
+    told: access.ended subscription 2
+    told: credits.forfeited 500
+    told: standing.changed flagged
+    told: standing.changed good
+    """,
+)
+async def copy_won(s: Scene) -> Days:
+    s.buy()
+    yield 42 * SECONDS
+    second = s.buy()
+    dispute = s.books.open_dispute(s.charge(second))
+    s.books.cancel(second)
+    yield 2
+    s.books.set_dispute(dispute, "won")

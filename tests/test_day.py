@@ -36,6 +36,19 @@ async def played(options: DayOptions, state_dir: Path) -> Report:
 def assert_clean(done: Report) -> None:
     assert [f"{check.name}: {check.figure}" for check in done.checks if not check.ok] == []
     assert done.refunds
+    assert {"every refund by hand told, none else", "credits close"} <= {check.name for check in done.checks}
+    assert sum(row["granted"] for row in done.accounts["credits"]) > 0
+
+
+def assert_told(done: Report) -> None:
+    """What a day has to tell people: chargebacks and the one refund by hand, and nothing about duplicates or our refunds."""
+    told = [alert["kind"] for alert in done.alerts]
+    assert told.count("out_of_policy_refund") == 1
+    assert set(told) <= {"chargeback", "chargeback_lost", "inquiry", "out_of_policy_refund", "early_fraud_warning"}
+    ours = {row["stripe_id"] for row in done.refunds}
+    assert not ours & {alert["subject"] for alert in done.alerts}
+    assert done.accounts["standing"]["flagged"] == sum(kind.startswith("chargeback") for kind in told)
+    assert {row["clause"] for row in done.reviews} == {"4.3", "7"}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +63,9 @@ def assert_clean(done: Report) -> None:
 async def test_the_day_refunds_every_duplicate_once_and_touches_nothing_else(
     options: DayOptions, tmp_path: Path
 ) -> None:
-    assert_clean(await played(options, tmp_path))
+    done = await played(options, tmp_path)
+    assert_clean(done)
+    assert_told(done)
 
 
 @pytest.mark.timeout(240)

@@ -71,7 +71,7 @@ class Credits:
     async def grants(self) -> list[Check]:
         """Lots against Stripe's books, and what must be left of them."""
         lots = await self.conn.fetch(
-            "select id, kind, granted, remaining, expired, forfeited, taken_back, ends_at from lots"
+            "select id, customer, kind, granted, remaining, expired, forfeited, taken_back, ends_at from lots"
         )
         of_kind = {kind: {r["id"]: r["granted"] for r in lots if r["kind"] == kind} for kind in ("trial", "included")}
         packs: Counter[str] = Counter()
@@ -88,6 +88,10 @@ class Credits:
         touched = [
             r["id"] for r in lots if r["kind"] == "purchased" and r["expired"] + r["forfeited"] + r["taken_back"]
         ]
+        never = {"trial": ("forfeited", "taken_back"), "included": ("expired",), "service": ("forfeited", "taken_back")}
+        astray = [r["id"] for r in lots if any(r[way] for way in never.get(r["kind"], ()))]
+        taken = [r for r in lots if r["kind"] == "included" and r["taken_back"]]
+        astray += [r["id"] for r in taken if r["customer"] not in self.played.seeded]
         late = await self.conn.fetchval(
             """select count(*) from entries e join lots l on (l.realm, l.id) = (e.realm, e.lot)
                where e.kind = 'consumed' and e.effective_at >= l.ends_at"""
@@ -98,6 +102,7 @@ class Credits:
             equal("purchased credits granted = packs paid at Stripe", dict(packs), self._packs()),
             none("no trial credits after the trial's end", kept, f"of {len(of_kind['trial'])} trials"),
             none("no included credits after the effective end", owed, f"of {len(left)} lots of ended subscriptions"),
+            none("each kind ends in its own way", astray, f"{len(taken)} lots taken back with seeded duplicates"),
             none("purchased credits survive every end", touched, f"of {len(packs)} purchases"),
             Check(name="nothing consumed from a lot after its end", ok=not late, figure=f"{late} entries"),
         ]

@@ -184,29 +184,40 @@ async def _post(
 ) -> dict[CustomerId, list[Entry]]:
     """Entries that bring every ledger to what the rules want; lots that lose something are locked and looked at again."""
     wanted = {customer: lots for judgement in judgements for customer, lots in judgement.lots.items()}
+    unproved = frozenset[str]().union(*(judgement.unproved for judgement in judgements))
     now_s = int(now.timestamp())
-    posted = {
-        customer: found
-        for customer, lots in wanted.items()
-        if (found := postings(lots, books.balances.get(customer, {}), now_s))
-    }
+
+    def due(customer: CustomerId) -> list[Entry]:
+        ledger = books.balances.get(customer, {})
+        proved = {lot: sums for lot, sums in ledger.items() if lot not in unproved} if unproved else ledger
+        return postings(wanted[customer], proved, now_s)
+
+    posted = {customer: found for customer in wanted if (found := due(customer))}
     known = {lot for sums in books.balances.values() for lot in sums}
-    if touched := sorted({entry.lot for found in posted.values() for entry in found} & known):
-        _take_lots(books, await conn.fetch(queries.lock_lots.sql, realm, touched))
-        posted = {customer: postings(wanted[customer], books.balances.get(customer, {}), now_s) for customer in posted}
-    granted = {entry.lot for found in posted.values() for entry in found}
-    lots: list[tuple[Any, ...]] = []
-    for of_customer in wanted.values():
-        for lot in of_customer.values():
-            ends_at = at(lot.ends_at) if lot.ends_at is not None else None
-            if (lot.id not in known and lot.id in granted) or (lot.id in known and books.ends[lot.id] != ends_at):
-                lots.append(_lot_row(lot, ends_at))
+    moved = [
+        (lot, ends_at)
+        for of_customer in wanted.values()
+        for lot in of_customer.values()
+        if lot.id in known and books.ends[lot.id] != (ends_at := _ends_at(lot))
+    ]
+    # all that will be written, in one order: a consumption locks its customer's lots in the same
+    touched = {entry.lot for found in posted.values() for entry in found} & known | {lot.id for lot, _ in moved}
+    if touched:
+        _take_lots(books, await conn.fetch(queries.lock_lots.sql, realm, sorted(touched)))
+        posted = {customer: due(customer) for customer in posted}
+    entered = {entry.lot for found in posted.values() for entry in found}
+    fresh = [lot for of in wanted.values() for lot in of.values() if lot.id in entered and lot.id not in known]
+    lots = [_lot_row(lot, ends_at) for lot, ends_at in moved] + [_lot_row(lot, _ends_at(lot)) for lot in fresh]
     if lots:
         await conn.execute(queries.save_lots.sql, realm, *map(list, zip(*sorted(lots), strict=True)))
     rows = [_entry_row(customer, entry) for customer, found in sorted(posted.items()) for entry in found]
     if rows:
         await conn.execute(queries.save_entries.sql, realm, *map(list, zip(*rows, strict=True)))
     return posted
+
+
+def _ends_at(lot: Lot) -> datetime | None:
+    return at(lot.ends_at) if lot.ends_at is not None else None
 
 
 def _lot_row(lot: Lot, ends_at: datetime | None) -> tuple[Any, ...]:

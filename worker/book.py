@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 
 import asyncpg
 import msgspec
 
-from handlers.customer import CustomerFile, Dispute, Fact, Refund, at, decode
+from handlers.account import Account
+from handlers.customer import CustomerFile, CustomerId, Dispute, EarlyFraudWarning, Fact, Refund, at, decode
 from handlers.decisions import Acted, ActionKind, Decision, Judgement, Money, Verdict
-from handlers.duplicates import judge
+from handlers.judgement import Ours, judge_person
 from handlers.payments import Contest, Payment, payments_of
+from worker.accounts import Books, load_books
 from worker.db import Connection, queries
-from worker.drain import Court
+from worker.drain import Court, is_ours
 from worker.reading import Document, acts_by_decision, amount_of, decision_document, decoded, fetch
 
 BEGUN = ("sending", "sent")
@@ -23,10 +26,14 @@ class Book(msgspec.Struct, kw_only=True):
     """One person's file with what is judged of it now, and what was decided, done and said."""
 
     realm: str
+    now: datetime
+    """The realm's moment."""
     customers: list[str]
     file: CustomerFile
     payments: list[Payment]
     judgement: Judgement
+    ours: Books
+    """Operators' acts, outages, accounts and lots as our tables hold them."""
     stored: dict[str, asyncpg.Record]
     """Decisions in force, by subject."""
     actions: list[asyncpg.Record]
@@ -36,35 +43,59 @@ class Book(msgspec.Struct, kw_only=True):
         """Actions about these objects, or wanted by decisions about them."""
         return [a for a in self.actions if a["subject"] in subjects or a["decision_subject"] in subjects]
 
+    def account(self, customer: str) -> Account:
+        """Standing and access as they are written down, which is what the app is told."""
+        held = self.ours.accounts.get(customer)
+        return held.account if held else Account(customer=CustomerId(customer))
+
 
 async def open_book(conn: Connection, court: Court, realm: str, customer: str) -> Book:
-    """Everything about one person, read and judged as of now. Nothing is written."""
+    """Everything about one person, read and judged by every clause as of now. Nothing is written."""
     kin = await fetch(conn, queries.kin, customers=[customer], realm=realm)
     customers = sorted({customer} | {row["customer"] for row in kin})
-    rows = await fetch(conn, queries.load_objects, realm=realm, customers=customers)
-    facts: list[Fact] = [decode(row["body"]) for row in rows]
-    file = CustomerFile(facts)
-    begun = await fetch(conn, queries.begun_actions, realm=realm, customers=customers)
-    acted = [Acted(kind=ActionKind(row["kind"]), subject=row["subject"], state=row["state"]) for row in begun]
-    judgement = judge(file, court.policy, datetime.now(UTC), acted=acted, test_clocks=court.test_clocks)
-    subjects = sorted({*file.charges, *file.subscriptions, *file.invoices})
+    facts: dict[CustomerId, list[Fact]] = defaultdict(list, {CustomerId(c): [] for c in customers})
+    for row in await fetch(conn, queries.load_objects, realm=realm, customers=customers):
+        facts[row["customer"]].append(decode(row["body"]))
+    file = CustomerFile(fact for theirs in facts.values() for fact in theirs)
+    now: datetime = await queries.moment_of(conn, realm=realm)
+    subjects = sorted(
+        {*file.charges, *file.subscriptions, *file.invoices, *file.refunds, *file.disputes, *file.warnings}
+    )
     stored: dict[str, asyncpg.Record] = {}
     for row in await fetch(conn, queries.decisions_of_subjects, realm=realm, subjects=subjects):
         stored.setdefault(row["subject"], row)
-    actions = await fetch(conn, queries.actions_about, realm=realm, subjects=subjects)
+    ours = await load_books(conn, realm, customers)
     return Book(
         realm=realm,
+        now=now,
         customers=customers,
         file=file,
         payments=payments_of(file, frozenset(), test_clocks=True),
-        judgement=judgement,
+        judgement=await _judged(conn, court, realm, now, facts, ours),
+        ours=ours,
         stored=stored,
-        actions=list(actions),
+        actions=list(await fetch(conn, queries.actions_about, realm=realm, subjects=subjects)),
         acts=await acts_by_decision(conn, [row["id"] for row in stored.values()]),
     )
 
 
+async def _judged(
+    conn: Connection, court: Court, realm: str, now: datetime, facts: dict[CustomerId, list[Fact]], books: Books
+) -> Judgement:
+    customers = sorted(facts)
+    begun = await fetch(conn, queries.begun_actions, realm=realm, customers=customers)
+    ours = Ours(
+        acted=tuple(Acted(kind=ActionKind(r["kind"]), subject=r["subject"], state=r["state"]) for r in begun),
+        acts=books.acts_of(customers),
+        outages=books.outages,
+        balances=books.balances_of(customers),
+        is_ours=lambda refund: is_ours(realm, refund),
+    )
+    return judge_person(facts, court.policy, now, ours, test_clocks=court.test_clocks)
+
+
 def stored_document(book: Book, row: asyncpg.Record) -> Document:
+    """A decision as it was written down, with what was done and said about it, and whether the rules still say so."""
     mine = [a for a in book.actions if a["decision_subject"] == row["subject"]]
     now = book.judgement.decisions.get(row["subject"])
     begun = any(a["state"] in BEGUN or a["stripe_id"] for a in mine)
@@ -104,7 +135,8 @@ def payment_document(book: Book, payment: Payment) -> Document:
     }
 
 
-def is_about(fact: Refund | Dispute, payment: Payment) -> bool:
+def is_about(fact: Refund | Dispute | EarlyFraudWarning, payment: Payment) -> bool:
+    """Whether a refund, dispute or warning is of this payment: by its charge, or by its intent where it names no charge."""
     intent = payment.charge.payment_intent
     return fact.charge == payment.id or (fact.charge is None and intent is not None and fact.payment_intent == intent)
 
@@ -135,10 +167,14 @@ def answer(book: Book, court: Court, payment: Payment) -> Document:
     listed = next((a for a in begun if a["decision_subject"] != payment.id and a["state"] != "withdrawn"), None)
     if listed is not None and (other := book.stored.get(listed["decision_subject"])) is not None:
         return head | decided(decoded(other))
+    after = next((d for i in payment.invoice_ids if (d := book.judgement.decisions.get(i)) and d.clause == "1.2"), None)
+    if after is not None and after.verdict is Verdict.REVIEW:
+        return head | decided(after)
     return head | _denied(book, court, payment, decision)
 
 
 def decided(decision: Decision) -> Document:
+    """What a decision says, as every answer shows it."""
     return {
         "verdict": str(decision.verdict),
         "clause": decision.clause,
@@ -219,7 +255,9 @@ def _original_of(book: Book, payment: Payment) -> str | None:
     begun = {a["decision_subject"] for a in book.actions if a["state"] in BEGUN}
     now |= {s: decoded(book.stored[s]) for s in begun if s in book.stored and s not in now}
     found = [
-        s for s, d in sorted(now.items()) if d.original == payment.id and d.verdict in (Verdict.REFUND, Verdict.REVIEW)
+        s
+        for s, d in sorted(now.items())
+        if s not in book.file.refunds and d.original == payment.id and d.verdict in (Verdict.REFUND, Verdict.REVIEW)
     ]
     return ", ".join(found) or None
 

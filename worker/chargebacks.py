@@ -76,7 +76,7 @@ async def drafted(conn: Connection, policy: Policy, realms: Sequence[str], id_: 
 
 
 def staging(found: Drafted) -> tuple[dict[str, str], str]:
-    """The fields to be staged and their idempotency key: the same draft again is the same request. Raises ActRefused."""
+    """The fields to be staged and their idempotency key: the same draft of the same dispute is one request. Raises ActRefused."""
     dispute, fields = found.dispute, found.draft.fields
     if dispute.status not in AWAITED:
         raise ActRefused(f"Stripe waits for no evidence about {dispute.id}: its status is {dispute.status}.")
@@ -86,7 +86,8 @@ def staging(found: Drafted) -> tuple[dict[str, str], str]:
         )
     if not fields:
         raise ActRefused(f"There is nothing to stage for {dispute.id}: our facts fill no field. {found.draft.note}")
-    digest = hashlib.sha256(as_json(fields)).hexdigest()[:24]
+    # Stripe's own last word counts too: a draft that is staged again after another one is a request of its own
+    digest = hashlib.sha256(as_json((dispute.as_of, fields))).hexdigest()[:24]
     return fields, f"finalsale:evidence:{dispute.id}:{digest}"
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import asyncpg
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from worker import reading, review, show
+from worker import reading, review, show, show_story
 from worker.cli_accounts import chargebacks_app, credits_app
 from worker.cli_accounts import register as register_acts
 from worker.cli_app import tokens
@@ -189,7 +189,7 @@ def migrate(*, as_json: Json = False) -> None:
 
 @app.command(group=READING)
 def status(*, as_json: Json = False) -> None:
-    """How things stand: the inbox, decisions, reviews that wait, money that went back, and who is at work."""
+    """How things stand: inbox, decisions, reviews, money that went back, standing, credits, cases, alerts, who is at work."""
     from worker.jobs import read_policy
 
     async def look(desk: Desk) -> Any:
@@ -202,12 +202,13 @@ def status(*, as_json: Json = False) -> None:
 def explain(id_: Annotated[str, Parameter(name="ID")], /, *, as_json: Json = False) -> None:
     """The story of one id: what it is, what the policy says about it and why, and what was done.
 
-    Takes ch_ pi_ in_ sub_ cus_ re_ dp_ du_ evt_ act_ dec_. For a payment it answers whether it may be refunded, with the clause.
+    Takes every id of Stripe's that was told of (ch_ pi_ in_ sub_ cus_ re_ dp_ du_ issfr_ evt_) and ours: act_ dec_ oact_ out_
+    case_ and lots. For a payment it answers whether it may be refunded, with the clause.
     """
     from worker import story
     from worker.jobs import court_of
 
-    _answer(ask(lambda d: story.explain(d.conn, court_of(d.settings), d.realms, id_)), as_json, show.explain)
+    _answer(ask(lambda d: story.explain(d.conn, court_of(d.settings), d.realms, id_)), as_json, show_story.explain)
 
 
 @app.command(group=READING)
@@ -242,11 +243,11 @@ def decisions(
 
 @single_customers.command(name="show")
 def show_customer(id_: Annotated[str, Parameter(name="ID")], /, *, as_json: Json = False) -> None:
-    """One customer on a time line: payments, periods, refunds, disputes, subscriptions, decisions."""
+    """One customer: standing, access and credits, then a time line of everything that happened, was decided and done."""
     from worker import story
     from worker.jobs import court_of
 
-    _answer(ask(lambda d: story.customer(d.conn, court_of(d.settings), d.realms, id_)), as_json, show.customer)
+    _answer(ask(lambda d: story.customer(d.conn, court_of(d.settings), d.realms, id_)), as_json, show_story.customer)
 
 
 @events.command(name="list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # `worker.run` starts the processes and then plays the day: i
     from worker.run import DayOptions, Run
 
 DAY_TIMEOUT_S = 600.0
+_LONG_ID = re.compile(r"\b[a-z]+_[0-9A-Za-z]{10,}")
 REDRAW_S = 0.25
 
 
@@ -69,6 +71,10 @@ class Report(msgspec.Struct, kw_only=True):
     refunds: list[dict[str, Any]]
     reviews: list[dict[str, Any]]
     left_alone: list[dict[str, Any]]
+    alerts: list[dict[str, Any]]
+    """What people should hear of: open alerts, the most severe first."""
+    accounts: dict[str, Any]
+    """How many customers are in which standing, and the sums of credits by kind of lot."""
     checks: list[Check]
     seconds: float
 
@@ -92,6 +98,8 @@ async def report(run: Run) -> Report:
         actions = await conn.fetch("select * from actions order by created_at, id")
         states = await _inbox_states(conn)
         known = {row["event_id"] for row in await conn.fetch("select event_id from inbox")}
+        alerts = [dict(row) for row in await conn.fetch(_OPEN_ALERTS)]
+        accounts = await _accounts(conn)
     payments = [c for c in books["objects"].get("charge", []) if c["status"] == "succeeded" and c["captured"]]
     refunds = [_refund_row(row, decisions) for row in actions if row["kind"] == "refund" and row["state"] == "sent"]
     checks = [
@@ -111,6 +119,8 @@ async def report(run: Run) -> Report:
             [_at_stripe(refund) for refund in books["objects"].get("refund", [])],
         ),
         *compare_truth(truth, _outcomes(decisions, actions, run.settings.refunds)),
+        _told_by_hand(books["objects"], truth, decisions, alerts),
+        _credits_close(accounts),
     ]
     return Report(
         events=len(known),
@@ -119,8 +129,78 @@ async def report(run: Run) -> Report:
         refunds=refunds,
         reviews=[_row(id_, d) for id_, d in decisions if d.verdict is Verdict.REVIEW],
         left_alone=_left_alone(truth, decisions),
+        alerts=alerts,
+        accounts=accounts,
         checks=checks,
         seconds=round(time.monotonic() - run.began, 1),
+    )
+
+
+_OPEN_ALERTS = """select kind, severity, customer, subject, sentence, raised_at from alerts where resolved_at is null
+    order by array_position(array['critical', 'warning', 'note'], severity), raised_at, cause"""
+
+
+_GONE = ("consumed", "expired", "forfeited", "taken_back", "remaining")
+"""What becomes of granted credits."""
+
+
+async def _accounts(conn: Connection) -> dict[str, Any]:
+    """Standing and credits of everybody: what moved by the entries, what remains by the lots."""
+    standing = {r["standing"]: r["n"] for r in await conn.fetch("select standing, count(*) n from accounts group by 1")}
+    moved = await conn.fetch(
+        """select l.kind, e.kind as what, sum(e.amount)::bigint as credits
+           from entries e join lots l on l.realm = e.realm and l.id = e.lot group by l.kind, e.kind"""
+    )
+    lots = await conn.fetch("select kind, sum(remaining)::bigint as remaining from lots group by kind order by kind")
+    credits_ = {r["kind"]: dict.fromkeys(("granted", *_GONE), 0) | {"remaining": r["remaining"]} for r in lots}
+    for row in moved:
+        credits_[row["kind"]][row["what"]] = row["credits"] if row["what"] == "granted" else -row["credits"]
+    return {
+        "standing": {name: standing.get(name, 0) for name in ("good", "flagged", "suspended")},
+        "credits": [{"kind": kind, **sums} for kind, sums in credits_.items()],
+    }
+
+
+def _credits_close(accounts: dict[str, Any]) -> Check:
+    wrong = [row["kind"] for row in accounts["credits"] if row["granted"] != sum(row[name] for name in _GONE)]
+    total = {name: sum(row[name] for row in accounts["credits"]) for name in ("granted", *_GONE)}
+    sums = " + ".join(f"{total[name]} {name.replace('_', ' ')}" for name in _GONE)
+    return Check(
+        name="credits close",
+        ok=not wrong,
+        figure=f"wrong for {', '.join(wrong)}" if wrong else f"{total['granted']} granted = {sums}",
+    )
+
+
+def _told_by_hand(
+    objects: dict[str, Any],
+    truth: list[Expected],
+    decisions: list[tuple[str, Decision]],
+    alerts: list[dict[str, Any]],
+) -> Check:
+    """Refunds at Stripe that bear no action of ours, against those that clause 2, 6 or 4.3 speaks of, and the alerts."""
+    prevented = {d["charge"] for d in objects.get("dispute", []) if d["status"] == "prevented"}
+    rehearsed = {c["id"] for c in objects.get("customer", []) if c.get("test_clock")}
+    charges = {c["id"]: c for c in objects.get("charge", [])}
+    by_hand = {
+        refund["id"]: refund["charge"]
+        for refund in objects.get("refund", [])
+        if "finalsale_action" not in (refund["metadata"] or {})
+        and refund["status"] not in ("failed", "canceled")
+        and charges[refund["charge"]]["captured"]
+        and refund["charge"] not in prevented
+        and charges[refund["charge"]]["customer"] not in rehearsed
+    }
+    said = {d.subject: d for _, d in decisions if d.subject.startswith(("re_", "pyr_"))}
+    alerted = [alert["subject"] for alert in alerts if alert["kind"] == "out_of_policy_refund"]
+    no_copy = {row.duplicate for row in truth if row.rule == "6"}
+    seeded = sorted(refund for refund, charge in by_hand.items() if charge in no_copy)
+    wrong = sorted(set(said) ^ set(by_hand)) + sorted(set(alerted) ^ set(seeded))
+    outside = sum(1 for d in said.values() if d.verdict is Verdict.DENY)
+    figure = f"{len(by_hand)} by hand, {len(said)} told, {outside} out of policy, {len(alerted)} alerts"
+    ok = not wrong and outside == len(seeded) == len(alerted)
+    return Check(
+        name="every refund by hand told, none else", ok=ok, figure=f"{figure}; wrong: {wrong[:5]}" if wrong else figure
     )
 
 
@@ -202,11 +282,23 @@ def _left_alone(truth: list[Expected], decisions: list[tuple[str, Decision]]) ->
                     "subject": case.duplicate,
                     "original": case.original,
                     "rule": case.rule,
-                    "reason": decision.reason if decision is not None and said else "Nothing pointed to a copy.",
+                    "reason": decision.reason if decision is not None and said else _besides(case, decisions),
                 }
             )
     rest = [_row(id_, d) | {"case": ""} for id_, d in none.values() if not d.reason.startswith("Withdrawn")]
     return [*rows, *rest]
+
+
+def _besides(case: Expected, decisions: list[tuple[str, Decision]]) -> str:
+    """What another clause says of a payment that nothing pointed to as a copy."""
+    others = [d for _, d in decisions if d.clause in ("2, 6", "7") and case.duplicate in _named(d)]
+    more = "".join(f" By clause {d.clause}: {d.reason}" for d in others)
+    return f"Nothing pointed to a copy.{more}"
+
+
+def _named(decision: Decision) -> set[str | None]:
+    """The payments that a decision is about: its own, and those that a dispute's evidence names."""
+    return {decision.duplicate, *(e.original for e in decision.evidence if e.fact.startswith("charge and "))}
 
 
 def _outcomes(decisions: list[tuple[str, Decision]], actions: list[Any], refunds: str) -> dict[str, Outcome]:
@@ -294,23 +386,44 @@ def print_report(console: Console, done: Report) -> None:
         )
     console.print(table)
     table = _table("Waiting for a person")
-    for column in ("payment", "amount", "rule", "why"):
+    for column in ("about", "amount", "clause", "why"):
         table.add_column(column, justify="right" if column == "amount" else "left", no_wrap=column != "why")
     for row in done.reviews:
         amount = str(Money(**row["amount"])) if row["amount"] else ""
-        table.add_row(_tail(row["subject"]), amount, row["rule"], _because(row["reason"]))
+        clause = f"{row['clause']} {row['rule']}".replace("_", " ")
+        table.add_row(_tail(row["subject"]), amount, clause, _because(row["reason"]))
     console.print(table)
     table = _table("Left alone")
-    for column in ("payment", "look-alike", "why"):
-        table.add_column(column, no_wrap=column == "payment")
+    for column in ("about", "look-alike", "why"):
+        table.add_column(column, no_wrap=column == "about")
     for row in done.left_alone:
-        table.add_row(_tail(row["subject"]), row["case"], _because(row["reason"]))
+        alike = row["case"] or f"{row['clause']} {row['rule']}".replace("_", " ")
+        table.add_row(_tail(row["subject"]), alike, _because(row["reason"]))
     console.print(table)
+    _print_accounts(console, done, room)
     console.print("\n[bold]Checked against the sandbox's own books[/bold]")
     for check in done.checks:
         console.print(
             f" {'[green]ok[/green]  ' if check.ok else '[red]FAIL[/red]'} {check.name}  [dim]{check.figure}[/dim]"
         )
+
+
+def _print_accounts(console: Console, done: Report, room: int) -> None:
+    """What people were told, and where standing and credits stand."""
+    table = _table("Told to people")
+    for column in ("severity", "kind", "about", "what"):
+        table.add_column(column, no_wrap=column != "what")
+    for alert in done.alerts:
+        kind = alert["kind"].replace("_", " ")
+        said = _LONG_ID.sub(lambda id_: _tail(id_[0]), alert["sentence"].replace(f" {alert['subject']}", ""))
+        table.add_row(alert["severity"], kind, _tail(alert["subject"]), _short(said, 3 * room))
+    console.print(table)
+    console.print("\n[bold]Accounts[/bold]")
+    standing = ", ".join(f"{n} {name}" for name, n in done.accounts["standing"].items())
+    console.print(f" standing: {standing}")
+    for row in done.accounts["credits"]:
+        sums = " + ".join(f"{row[name]} {name.replace('_', ' ')}" for name in _GONE if row[name])
+        console.print(f" {row['kind']} credits: {row['granted']} granted = {sums or 'nothing left'}")
 
 
 def _table(title: str) -> Table:

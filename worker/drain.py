@@ -510,7 +510,9 @@ async def _judge(
     news: list[_News] = []
     for group, judgement in zip(groups, judgements, strict=True):
         others = judged - judgement.decisions.keys()
-        known = {s: r for s, r in current.items() if s in judgement.decisions or (s not in others and _of(r, group))}
+        known = {
+            s: r for s, r in current.items() if s in judgement.decisions or (s not in others and r["customer"] in group)
+        }
         news += _revisions(judgement.decisions, known, frozen)
     wanted = frozenset().union(*(judgement.wanted for judgement in judgements))
     if wanted:
@@ -525,10 +527,6 @@ def is_ours(realm: str, refund: Refund) -> bool:
     if refund.action is None:
         return False
     return refund.charge is None or refund.action == action_id(realm, ActionKind.REFUND, refund.charge)
-
-
-def _of(row: asyncpg.Record, group: set[str]) -> bool:
-    return msgspec.json.decode(row["body"], type=Decision).customer in group
 
 
 class _News(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from handlers.chargebacks import Stage, stage_of
 from handlers.customer import (
     BALANCE_READ_PREFIX,
     AnyFact,
@@ -218,6 +219,11 @@ class Performer:
         again = row["kind"] != ActionKind.CANCEL_SUBSCRIPTION and row["first_sent_at"] is not None
         if again and (changed := await self._why_not_again(conn, row, now, file)):
             return changed
+        if row["kind"] != ActionKind.CANCEL_SUBSCRIPTION and (dispute := _chargeback_on(file, row, now.decision)):
+            # also against a person's yes: the bank would give back the one copy, and we the other, or the same one twice
+            return await self._to_person(
+                conn, row, f"the chargeback {dispute} is open: refund and chargeback never both, decide when it is over"
+            )
         if row["first_sent_at"] is None and _answer(before) != _answer(now.decision):
             # rule 8: another answer stops it. What it says now has to be confirmed by a look of its own, and where
             # somebody gave back a part by hand, that has its time to settle too
@@ -502,8 +508,16 @@ def _answer(decision: Decision) -> tuple[Any, ...]:
     return decision.rule, decision.verdict, decision.original, decision.duplicate, decision.amount, decision.prepared
 
 
+def _chargeback_on(file: CustomerFile, row: Any, decision: Decision) -> str | None:
+    """An open chargeback on either copy. An inquiry is none: a full refund ends it, and that is a person's to say."""
+    copies = {row["subject"], decision.original, decision.duplicate} - {None}
+    intents = {file.charges[id_].payment_intent for id_ in copies if id_ in file.charges} - {None}
+    on_them = (d for d in file.disputes.values() if d.charge in copies or d.payment_intent in intents)
+    return min((d.id for d in on_them if stage_of(d.status) in (Stage.OPEN, Stage.APPEAL)), default=None)
+
+
 def _owed(refund: str, status: str) -> str:
-    return f"the refund {refund} {status}: the duplicate is owed again, by another way"
+    return f"the refund {refund} {status}: the duplicate is owed again, by another way, unless a dispute gives it back"
 
 
 def _ours(row: Any, facts: Sequence[AnyFact]) -> tuple[str, str] | None:

@@ -57,7 +57,9 @@ async def diff(
         found += changes(first, second)
         _count(money["was"], first)
         _count(money["would_be"], second)
-        told += to_be_told(person.facts)
+    if terms:  # whoever has a subscription, also where nothing of it changed since
+        async for person in persons(conn, realm, kind="subscription"):
+            told += to_be_told(person.facts, test_clocks=court.test_clocks)
     return {
         "was": old.version[-1].id,
         "would_be": new.version[-1].id,
@@ -68,7 +70,7 @@ async def diff(
         "refunds": {
             name: [{"minor": n, "currency": c} for c, n in sorted(sums.items())] for name, sums in money.items()
         },
-        "tell": sorted(told) if terms else [],
+        "tell": sorted(told),
     }
 
 

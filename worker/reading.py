@@ -11,6 +11,8 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from handlers.chargebacks import CLOSED
+from handlers.customer import Dispute, at, decode
 from handlers.decisions import Decision, Money
 from handlers.terms import Policy
 from worker.db import Connection, queries
@@ -268,6 +270,7 @@ async def status(conn: Connection, realms: Sequence[str], settings: Settings, po
             {"currency": row["currency"], "minor": row["minor"], "refunds": row["refunds"]}
             for row in await fetch(conn, queries.refunded_by_currency, **here)
         ],
+        **await _accounts(conn, here),
         "workers": [
             {
                 **{name: row[name] for name in ("role", "detail", "started_at", "seen_at")},
@@ -276,6 +279,34 @@ async def status(conn: Connection, realms: Sequence[str], settings: Settings, po
             for row in seen
         ],
     }
+
+
+async def _accounts(conn: Connection, here: dict[str, list[str]]) -> Document:
+    """What `status` says of customers: standing, disputes, credits, cases, alerts and notices."""
+    standing = {row["standing"]: row["customers"] for row in await fetch(conn, queries.standing_counts, **here)}
+    alerts = {row["severity"]: row["alerts"] for row in await fetch(conn, queries.alert_counts, **here)}
+    notices = {row["state"]: row["notices"] for row in await fetch(conn, queries.notice_counts, **here)}
+    cases = await queries.case_counts(conn, **here)
+    return {
+        "standing": {name: standing.get(name, 0) for name in ("flagged", "suspended")},
+        "chargebacks": await _disputes(conn, here),
+        "credits": [dict(row) for row in await fetch(conn, queries.credit_sums, **here)],
+        "cases": {"open": cases["waiting"], "overdue": cases["overdue"], "next_due_at": cases["next_due_at"]},
+        "alerts": {name: alerts.get(name, 0) for name in ("critical", "warning", "note")},
+        "notices": {name: notices.get(name, 0) for name in ("waiting", "failed", "held")},
+    }
+
+
+async def _disputes(conn: Connection, here: dict[str, list[str]]) -> Document:
+    """How many disputes are open and wait for a person, and the nearest deadline among those that do."""
+    open_, waiting, due = 0, 0, []
+    for row in await fetch(conn, queries.dispute_decisions, **here):
+        dispute, waits = decode(row["fact"]), row["verdict"] == "review"
+        open_ += isinstance(dispute, Dispute) and dispute.status not in CLOSED
+        waiting += waits
+        if isinstance(dispute, Dispute) and waits and dispute.due_by and not dispute.evidence_submitted:
+            due += [dispute.due_by] if dispute.status not in CLOSED else []
+    return {"open": open_, "waiting": waiting, "next_due_by": at(min(due)) if due else None}
 
 
 async def pause_switch(conn: Connection) -> Document:

@@ -77,7 +77,7 @@ async def waiting(conn: Connection, realms: Sequence[str], policy: Policy) -> li
         open_ = [action for action in mine if action["state"] in OPEN_STATES]
         case = Case(id=row["id"], realm=row["realm"], decision=decision, actions=mine, acts=acts[row["id"]])
         prepared = [a for a in open_ if a["kind"] == "refund"]
-        nothing_prepared = not open_ and decision.duplicate is not None
+        nothing_prepared = not open_ and _refundable(decision) is not None
         two = _needs_two(policy, decision, _refund_sums(prepared), paid_at.get(decision.duplicate or ""))
         found.append(
             {
@@ -99,12 +99,35 @@ async def waiting(conn: Connection, realms: Sequence[str], policy: Policy) -> li
                 "acts": case.acts,
                 "approved_by": _fresh_names(case, open_),
                 "two_persons": None if nothing_prepared else two,
-                "approve": f"finalsale review approve {row['id']} --by NAME"
-                + (" --amount MINOR" if nothing_prepared else ""),
+                "approve": _how_to_approve(case, open_),
                 "reject": f"finalsale review reject {row['id']} --by NAME",
+                "look": _look(decision),
             }
         )
     return found
+
+
+def _refundable(decision: Decision) -> str | None:
+    """The charge of which a person may give back a part that no rule could prove; None where no clause lets money go back.
+
+    Only 4.3 does, in a decision about the payment itself: one about an end (1), a hand refund (2, 6) or a dispute (7) only
+    names a payment.
+    """
+    return decision.duplicate if decision.clause == "4.3" and decision.subject == decision.duplicate else None
+
+
+def _how_to_approve(case: Case, open_: Sequence[asyncpg.Record]) -> str:
+    """The command of a yes, or in words why there is none."""
+    if not open_ and _refundable(case.decision) is None:
+        return "nothing to approve: no clause gives money back for it; settle it, then close it as below"
+    if any(action["stripe_id"] is not None for action in open_):
+        return "nothing to approve: what was carried out is not repeated; settle it another way, then close it as below"
+    return f"finalsale review approve {case.id} --by NAME" + ("" if open_ else " --amount MINOR")
+
+
+def _look(decision: Decision) -> str:
+    """The command that shows what a decision is about."""
+    return f"finalsale {'chargebacks show' if decision.clause == '7' else 'explain'} {decision.subject}"
 
 
 async def _paid_at(conn: Connection, realms: Sequence[str], charges: Sequence[str]) -> dict[str, Seconds]:
@@ -271,7 +294,15 @@ def _approvable(case: Case, amount_minor: int | None) -> list[asyncpg.Record]:
     open_ = case.in_state(*OPEN_STATES)
     if case.decision.verdict not in (Verdict.REFUND, Verdict.REVIEW):
         raise ActRefused(f"{case.id} says {case.decision.verdict}, there is nothing to approve: {case.decision.reason}")
-    if open_ or amount_minor is not None:
+    if open_ and amount_minor is None:
+        return open_
+    if _refundable(case.decision) is None:
+        raise ActRefused(
+            f"{case.id} is about {case.decision.subject} by clause {case.decision.clause}, and no clause gives money back for it: "
+            f"there is nothing to approve, nor to name an --amount for. {case.decision.reason} Look with `{_look(case.decision)}`; "
+            f"once it is seen to, close it with `finalsale review reject {case.id} --by NAME --note TEXT`."
+        )
+    if amount_minor is not None:
         return open_
     if case.actions or case.said("approve"):
         raise ActRefused(f"Nothing of {case.id} waits for an approval: {_state_of_things(case)}")
@@ -312,9 +343,8 @@ async def _with_refund(
     conn: Connection, case: Case, open_: list[asyncpg.Record], amount_minor: int
 ) -> list[asyncpg.Record]:
     """The open actions with a refund of the amount that a person named, of at most what is left on the duplicate."""
-    charge = case.decision.duplicate
-    if charge is None:
-        raise ActRefused(f"{case.id} is about no payment, so --amount has no meaning here.")
+    charge = _refundable(case.decision)
+    assert charge is not None, "refused before"
     if refund := next((a for a in open_ if a["kind"] == "refund"), None):
         prepared = Money(refund["amount_minor"], refund["currency"])
         if refund["amount_minor"] == amount_minor and refund["subject"] == charge:

@@ -134,9 +134,33 @@ def status(document: Document) -> None:
             ("reviews", f"{reviews['waiting']} waiting{waiting}"),
             ("actions", "\n".join(actions) or "none yet"),
             ("refunded", "\n".join(money) or "nothing yet"),
+            *_accounts(document),
             ("workers", "\n".join(workers) or "none: start one with `finalsale worker`"),
         ]
     )
+
+
+def _accounts(document: Document) -> list[tuple[str, object]]:
+    """The lines of `status` on customers: standing, disputes, credits, cases, and what people and the app are to hear of."""
+    standing, alerts, open_, cases = (document[name] for name in ("standing", "alerts", "chargebacks", "cases"))
+    deadline = f", evidence next due by {when(open_['next_due_by'])}" if open_["next_due_by"] else ""
+    due = f", the next due by {when(cases['next_due_at'])}" if cases["next_due_at"] else ""
+    kinds = [f"{row['kind']}: {credits_in_words(row)}, {row['remaining']} remaining" for row in document["credits"]]
+    more = "" if not any(alerts.values()) else ": finalsale alerts list"
+    return [
+        ("standing", f"{standing['flagged']} flagged, {standing['suspended']} suspended"),
+        ("chargebacks", f"{open_['open']} open, {open_['waiting']} wait for a person{deadline}"),
+        ("credits", "\n".join(kinds) or "none granted yet"),
+        ("cases", f"{cases['open']} open, {cases['overdue']} overdue{due}"),
+        ("alerts", f"{', '.join(f'{n} {severity}' for severity, n in alerts.items())}{more}"),
+        ("notices", ", ".join(f"{n} {state}" for state, n in document["notices"].items())),
+    ]
+
+
+def credits_in_words(sums: Document) -> str:
+    """`500 granted, 20 consumed, 480 forfeited`: only what there is."""
+    names = ("granted", "consumed", "expired", "forfeited", "taken_back")
+    return ", ".join(f"{sums[name]} {name.replace('_', ' ')}" for name in names if sums[name] or name == "granted")
 
 
 def events(rows: Sequence[Document]) -> None:
@@ -156,22 +180,25 @@ def event(document: Document) -> None:
 def decisions(rows: Sequence[Document]) -> None:
     """`finalsale decisions`: one block each, for the reason is what people come for."""
     for decision in rows:
-        _decision(decision)
+        decision_block(decision)
         say()
     say(f"{len(rows)} decisions." if rows else "No decisions.")
 
 
-def _decision(decision: Document, said_above: str | None = None) -> None:
+def decision_block(decision: Document, said_above: str | None = None) -> None:
+    """One decision with its actions; its reason is left out where it was said above."""
     revision = f", revision {decision['revision']}" if decision["revision"] > 1 else ""
-    head = f"{decision['verdict'].upper()}  {amount(decision['amount'])}  {decision['subject']}  {when(decision['decided_at'])}"
+    about = f"{amount(decision['amount'])}  {decision['subject']}" if decision["amount"] else decision["subject"]
+    head = f"{decision['verdict'].upper()}  {about}  {when(decision['decided_at'])}"
     console().print(Text(head, style=STYLES.get(decision["verdict"], "") or "bold"))
     rule = f"clause {decision['clause']} ({decision['rule']}), policy {decision['policy_version']}{revision}"
     reason = [] if decision["reason"] == said_above else [("reason", decision["reason"])]
     fields([("decision", f"{decision['id']}  {rule}"), *reason], indent=2)
-    _actions(decision["actions"])
+    actions_block(decision["actions"])
 
 
-def _actions(actions: Sequence[Document]) -> None:
+def actions_block(actions: Sequence[Document]) -> None:
+    """Actions, one a line: kind, id, state, amount, what Stripe called it, what went wrong."""
     rows = []
     for action in actions:
         told = [
@@ -189,16 +216,21 @@ def _actions(actions: Sequence[Document]) -> None:
 def waiting(items: Sequence[Document]) -> None:
     """`finalsale review list`."""
     for item in items:
-        head = f"{item['id']}  {item['subject']}  {amount(item['amount'])}  waits {age(item['age_s'])}"
+        about = f"{item['subject']}  {amount(item['amount'])}" if item["amount"] else item["subject"]
+        head = f"{item['id']}  {about}  clause {item['clause']} ({item['rule']})  waits {age(item['age_s'])}"
         console().print(Text(head, style="bold"))
         fields([("why", item["reason"])], indent=2)
-        _actions(item["actions"])
+        actions_block(item["actions"])
         said = [
             f"{a['act']} by {a['by']} {when(a['at'])}" + (f": {a['note']}" if a["note"] else "") for a in item["acts"]
         ]
         two = "  (above the two-person limit: two different names)" if item["two_persons"] else ""
         answers = [("said", "\n".join(said))] if said else []
-        fields([*answers, ("yes", item["approve"] + two), ("no", item["reject"])], indent=2)
+        if not item["approve"].startswith("finalsale "):
+            seen = f"{item['reject']} --note TEXT"
+            fields([*answers, ("yes", item["approve"]), ("look", item["look"]), ("seen", seen)], indent=2)
+        else:
+            fields([*answers, ("yes", item["approve"] + two), ("no", item["reject"])], indent=2)
         say()
     say(f"{len(items)} waiting, the longest first." if items else "Nothing waits for a person.")
 
@@ -210,9 +242,10 @@ def act(document: Document) -> None:
             f"Approved {document['id']} as {document['by']}. It needs a second person: another name has to approve it too."
         )
     else:
-        said = {"approve": "Approved", "reject": "Rejected", "note": "Noted on"}[document["act"]]
+        closed = "Rejected" if document["actions"] else "Closed"
+        said = {"approve": "Approved", "reject": closed, "note": "Noted on"}[document["act"]]
         say(f"{said} {document['id']} as {document['by']}.")
-    _actions(document["actions"])
+    actions_block(document["actions"])
     if document["act"] == "approve" and document["refunds_paused"]:
         say("Refunds are paused: nothing is sent before `finalsale refunds resume --by NAME`.")
 
@@ -230,94 +263,6 @@ def refunds(rows: Sequence[Document]) -> None:
         for r in rows
     )
     table(columns, drawn, "No refunds yet.")
-
-
-def explain(document: Document) -> None:
-    """`finalsale explain`: the answer first, then what it rests on."""
-    if (event := document["event"]) is not None:
-        say(event["story"])
-        say()
-    if document.get("verdict"):
-        head = f"{document['kind'].replace('_', ' ')} {document['facts']['id']}: {document['verdict'].upper()}"
-        head += f", clause {document['clause']}" if document["clause"] else ""
-        head += f" ({document['rule']})" if document.get("rule") else ""
-        head += f", {amount(document['amount'])}" if document["amount"] else ""
-        console().print(Text(head, style=STYLES.get(document["verdict"], "") or "bold"))
-    say(document["reason"])
-    if "facts" not in document:
-        return
-    if document.get("evidence"):
-        say()
-        rows = ([e["fact"], e["original"], e["duplicate"]] for e in document["evidence"])
-        table(("evidence", "original", "duplicate"), rows, "")
-    if document.get("belongs_to"):
-        say()
-        _payments(document["belongs_to"], document["payments"])
-    for decision in document.get("decisions", ()):
-        say()
-        _decision(decision, said_above=document["reason"])
-        for said in decision["acts"]:
-            say(f"  {said['act']} by {said['by']} {when(said['at'])}" + (f": {said['note']}" if said["note"] else ""))
-        if decision["judged_otherwise_now"]:
-            say(
-                "  With what is known now the rules say something else; the worker writes it down when the file next changes."
-            )
-    if not document.get("decisions"):
-        _actions(document.get("actions", ()))
-    say()
-    simple = (
-        (k, v)
-        for k, v in document["facts"].items()
-        if not isinstance(v, (list, tuple, dict)) and k not in ("id", "as_of")
-    )
-    fields(
-        ("customer", document["customer"]) if k == "customer" else _readable(k, v, document["facts"]) for k, v in simple
-    )
-
-
-def _readable(name: str, value: object, facts: Document) -> tuple[str, object]:
-    """A field of a Stripe object as people read it: amounts with their currency, unix seconds as times."""
-    if name.endswith("_minor") and isinstance(value, int) and facts.get("currency"):
-        return name.removesuffix("_minor").replace("_", " "), Money(value, facts["currency"])
-    if isinstance(value, int) and not isinstance(value, bool) and value > 10**8 and not name.endswith("_minor"):
-        return name.replace("_", " "), datetime.fromtimestamp(value, UTC)
-    return name.replace("_", " "), value
-
-
-def _payments(payments: Sequence[Document], answers: Sequence[Document]) -> None:
-    said = {a["charge"]: f"{a['verdict']} ({a['clause']})" for a in answers if "charge" in a}
-    columns = ("paid at", "amount", "charge", *(("answer",) if said else ()), "for")
-    rows = []
-    for p in payments:
-        periods = [f"{x['price'] or 'item'} {x['from']:%Y-%m-%d} to {x['to']:%Y-%m-%d}" for x in p["lines"]]
-        paid_for = [p["invoice"] or "no invoice", *([p["subscription"]] if p["subscription"] else []), *periods]
-        back = [f"{amount(p['refunded'])} given back"] if p["refunded"]["minor"] else []
-        contest = [f"dispute: {p['dispute']}"] if p["dispute"] != "none" else []
-        answer = [said.get(p["charge"], "-")] if said else []
-        rows.append([p["paid_at"], amount(p["paid"]), p["charge"], *answer, ", ".join([*paid_for, *back, *contest])])
-    table(columns, rows, "No payments.")
-
-
-def customer(document: Document) -> None:
-    """`finalsale customers show`."""
-    console().print(Text(document["id"], style="bold"))
-    if document["linked_customers"]:
-        say(f"Perhaps the same person as {', '.join(document['linked_customers'])} (by id in the app, e-mail or card).")
-    say()
-    _payments(document["payments"], [p["answer"] for p in document["payments"]])
-    say()
-    columns = ("subscription", "status", "began", "items")
-    subscriptions = document["subscriptions"]
-    items = (", ".join(f"{i['quantity'] or 1} x {i['price']}" for i in s["items"]) for s in subscriptions)
-    table(
-        columns,
-        ([s["id"], s["status"], s["created"], i] for s, i in zip(subscriptions, items, strict=True)),
-        "No subscriptions.",
-    )
-    say()
-    table(
-        ("when", "id", "what"), ([e["at"], e["id"], e["what"]] for e in document["timeline"]), "Nothing happened yet."
-    )
 
 
 def imported(document: Document) -> None:

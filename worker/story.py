@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 import msgspec
 
-from handlers.customer import AnyFact, BalanceRead, Charge, Customer, Dispute, Fact, Refund, Subscription, at, decode
-from handlers.decisions import Money
+from handlers.account import Act, LotKind
+from handlers.customer import (
+    AnyFact,
+    BalanceRead,
+    Charge,
+    Customer,
+    CustomerId,
+    Dispute,
+    EarlyFraudWarning,
+    Fact,
+    Invoice,
+    Refund,
+    Seconds,
+    Subscription,
+    at,
+    decode,
+)
 from handlers.events import Unreadable, parse_event
 from handlers.payments import Payment
+from worker import cases, clauses, outages
 from worker.book import Book, answer, decided, is_about, open_book, payment_document, stored_document
 from worker.db import Connection, queries
 from worker.drain import Court
 from worker.inbox import unpack
-from worker.reading import Document, NotFound, action_story, decoded, fetch, without_personal_data
+from worker.reading import Document, NotFound, action_story, fetch, without_personal_data
 from worker.review import find
+from worker.timeline import timeline
 
 _RANK = {"refund": 0, "review": 1, "deny": 2, "none": 3}
 _HIDDEN = ("kind", "email_hash", "card_fingerprint")
@@ -28,6 +44,8 @@ _HIDDEN = ("kind", "email_hash", "card_fingerprint")
 async def explain(conn: Connection, court: Court, realms: Sequence[str], id_: str) -> Document:
     """The story of any id of Stripe's or ours. Raises NotFound with where to look instead."""
     found: Document = {"id": id_, "event": None}
+    if (ours := await _ours(conn, court, realms, id_)) is not None:
+        return found | ours
     target = id_
     if id_.startswith("evt_"):
         found["event"], told = await _event(conn, id_)
@@ -55,7 +73,7 @@ async def explain(conn: Connection, court: Court, realms: Sequence[str], id_: st
         )
         return found | {"verdict": None, "clause": None, "reason": why}
     book = await open_book(conn, court, row["realm"], row["customer"])
-    return found | _told(book, court, fact)
+    return found | _told(book, court, fact, await clauses.read_kept(conn, book, row["customer"]))
 
 
 async def _event(conn: Connection, id_: str) -> tuple[Document, str | None]:
@@ -78,37 +96,61 @@ async def _event(conn: Connection, id_: str) -> tuple[Document, str | None]:
     return {"id": id_, "story": story, **{name: row[name] for name in names}}, subject
 
 
-def _told(book: Book, court: Court, fact: AnyFact) -> Document:
-    """What an object belongs to, the answers for the payments it concerns, and what was done about them."""
+def _told(book: Book, court: Court, fact: AnyFact, own: clauses.Kept) -> Document:
+    """What an object belongs to, what every clause says about it and the payments it concerns, and what was done."""
     concerned = [p for p in book.payments if _concerns(fact, p)]
+    reach = clauses.reach_of(book, fact, concerned)
+    more = clauses.told(book, court, own, reach)
     answers = [answer(book, court, payment) for payment in concerned]
-    subjects = {p.id for p in concerned} | {fact.id}
+    own_words = isinstance(fact, Refund | Dispute | EarlyFraudWarning)
     if (decision := book.judgement.decisions.get(fact.id)) is not None and fact.id not in book.file.charges:
-        answers.append(decided(decision))  # a trial about to be charged
-    best = min(answers, key=lambda a: _RANK.get(a["verdict"], 9), default=None)
-    head = best or {
-        "verdict": "none",
-        "clause": None,
-        "reason": _no_payment(fact),
-        "policy_version": None,
-        "amount": None,
-    }
-    if isinstance(fact, Refund):
-        head = head | _refund_story(book, fact)
-    elif isinstance(fact, Dispute):
-        head = head | {"clause": "7", "verdict": "none", "amount": None, "reason": _dispute_story(fact)}
+        answers.append(decided(decision))  # about a subscription's trial (4.3), or an invoice (1.2, 1.3)
+    best = None if own_words else min(answers, key=lambda a: _RANK.get(a["verdict"], 9), default=None)
+    head: Document = {"verdict": "none", "clause": None, "policy_version": None, "amount": None}
+    head = best or head | {"reason": _no_payment(book, court, fact, own.customer)}
+    if own_words:
+        about = next(x for x in (*more["refunds"], *more["disputes"], *more["warnings"]) if x["id"] == fact.id)
+        head |= _of_its_own(book, about, answers)
+    subjects = {*reach.names, *(p.id for p in concerned)}
     stored = [book.stored[s] for s in sorted(subjects) if s in book.stored]
-    actions = book.actions_on(*subjects)
+    linked = [c for c in book.customers if c != own.customer]
     return {
         **{name: head.get(name) for name in ("verdict", "clause", "rule", "policy_version", "reason", "amount")},
+        "agreement": _agreement(court, own.customer, fact, concerned),
         **{name: head.get(name) for name in ("original", "duplicate")},
         "evidence": head.get("evidence", []),
-        "linked_customers": [c for c in book.customers if c != getattr(fact, "customer", fact.id)],
-        "belongs_to": _belongs_to(book, concerned),
+        "linked_customers": linked,
+        "belongs_to": [payment_document(book, payment) for payment in concerned],
         "payments": answers if len(answers) > 1 or not isinstance(fact, Charge) else [],
         "decisions": [stored_document(book, row) for row in stored],
-        "actions": [action_story(action) for action in actions],
+        "actions": [action_story(action) for action in book.actions_on(*subjects)],
+        **more,
+        "trials": [{"from": at(t.start), "to": at(t.end)} for t in getattr(fact, "trials", ())],
+        "lines": clauses.lines_of(fact, own.lots) if isinstance(fact, Invoice) else [],
+        "commands": clauses.next_steps(fact, own.customer),
     }
+
+
+def _of_its_own(book: Book, about: Document, answers: Sequence[Document]) -> Document:
+    """The head of a refund's, dispute's or warning's story: what is said of itself, not of its payment."""
+    decision = book.judgement.decisions.get(about["id"])
+    if decision is not None and not about.get("ours"):
+        return decided(decision)
+    named = {name: about[name] for name in ("verdict", "clause", "rule", "policy_version", "reason")}
+    if (
+        about.get("ours") and "dispute_reason" not in about
+    ):  # our own refund: of the payment that the decision speaks of
+        repeated = next((a for a in answers if a["charge"] == about["charge"]), {})
+        return {**repeated, "reason": about["reason"]}
+    return named | {"verdict": about["verdict"] or "none", "amount": None}
+
+
+def _agreement(court: Court, customer: str, fact: AnyFact, payments: Sequence[Payment]) -> str | None:
+    """The agreement under which it is judged (8), where there is one: the one in force when it was paid, or began."""
+    told_at: Seconds = getattr(fact, "created", 0) or fact.as_of
+    moments = [payment.paid_at for payment in payments] or [told_at]
+    found = (court.policy.terms_for(CustomerId(customer), moment) for moment in moments)
+    return next((terms.agreement for terms in found if terms is not None and terms.agreement), None)
 
 
 def _concerns(fact: AnyFact, payment: Payment) -> bool:
@@ -125,52 +167,17 @@ def _concerns(fact: AnyFact, payment: Payment) -> bool:
     return bool(mine & (names - {None}))
 
 
-# facts in words ----------------------------------------------------------------------------------------------------------
+# facts in words ---------------------------------------------------------------------------------------------------------
 
 
-def _refund_story(book: Book, refund: Refund) -> Document:
-    """Whether a refund that is at Stripe lies within the policy (clause 2; settled reading 9)."""
-    amount = Money(refund.amount_minor, refund.currency)
-    if refund.action is not None and any(a["id"] == refund.action for a in book.actions):
-        return {"reason": f"Our own refund of {amount} ({refund.status}), made for {refund.action}."}
-    known = book.judgement.decisions.get(refund.charge or "")
-    stored = book.stored.get(refund.charge or "")
-    decision = known or (decoded(stored) if stored is not None else None)
-    if decision is not None:
-        return {
-            "reason": f"{amount} refunded by hand ({refund.status}) of a payment that clause 4.3 speaks of: {decision.reason}"
-        }
-    told = f"{amount} refunded by hand ({refund.status}), and no decision asked for it: it is outside the policy, for sales are final."
-    return {"verdict": "deny", "clause": "2", "reason": told, "amount": None}
-
-
-def _dispute_story(dispute: Dispute) -> str:
-    amount, charge = Money(dispute.amount_minor, dispute.currency), dispute.charge or dispute.payment_intent
-    due = f" Evidence is due by {at(dispute.due_by):%Y-%m-%d %H:%M} UTC." if dispute.due_by else ""
-    match dispute.status:
-        case "won" | "warning_closed":
-            return f"The dispute of {amount} on {charge} is over ({dispute.status}) and holds nothing any more."
-        case "lost":
-            return f"The dispute of {amount} on {charge} was lost: the money went back, and the hold stays until a person decides."
-        case "prevented":
-            return (
-                f"The network gave {amount} of {charge} back before a chargeback: no hold, and nothing more to refund."
-            )
-        case "warning_needs_response" | "warning_under_review":
-            return f"An inquiry about {amount} of {charge} is open ({dispute.status}): no hold yet, and no refund by itself.{due}"
-        case _:
-            return f"A chargeback of {amount} on {charge} is open ({dispute.status}): the customer is on hold.{due}"
-
-
-def _no_payment(fact: AnyFact) -> str:
+def _no_payment(book: Book, court: Court, fact: AnyFact, customer: str) -> str:
+    if isinstance(fact, Subscription):
+        access = next((a for a in book.account(customer).access if a.subscription == fact.id), None)
+        if access is not None:
+            return access.cause[0].upper() + access.cause[1:] if access.cause.startswith("the ") else access.cause
     if isinstance(fact, Charge):
         return f"It never became a payment ({fact.status}{'' if fact.captured else ', not captured'}), so there is nothing to refund."
     return "No payment is known for it, so there is nothing to refund."
-
-
-def _belongs_to(book: Book, payments: Sequence[Payment]) -> list[Document]:
-    """For every payment concerned: what it paid for, and what of it still stands."""
-    return [payment_document(book, payment) for payment in payments]
 
 
 def _facts(fact: Fact) -> Document:
@@ -181,32 +188,147 @@ def _facts(fact: Fact) -> Document:
     return masked
 
 
+# ids of our own ----------------------------------------------------------------------------------------------------------
+
+
+async def _ours(conn: Connection, court: Court, realms: Sequence[str], id_: str) -> Document | None:
+    """The story of an operator's act, an outage, a case or a lot; None for every other id."""
+    if id_.startswith("oact_"):
+        return await _operator_act(conn, court, realms, id_)
+    if id_.startswith("out_"):
+        return await _outage(conn, realms, id_)
+    if id_.startswith("case_"):
+        return await _case(conn, realms, id_)
+    if id_.partition(":")[0] in set(LotKind):
+        return await _lot(conn, court, realms, id_)
+    return None
+
+
+def _plain(kind: str, row: Document, clause: str, reason: str) -> Document:
+    """What every story of our own ids has."""
+    names = ("id", "realm", "customer")
+    return {name: row.get(name) for name in names} | {
+        "kind": kind,
+        "facts": row.get("facts", {"id": row["id"]}),
+        "verdict": None,
+        "clause": clause,
+        "rule": None,
+        "amount": None,
+        "evidence": [],
+        "reason": reason,
+    }
+
+
+async def _operator_act(conn: Connection, court: Court, realms: Sequence[str], id_: str) -> Document:
+    row = await queries.find_operator_act(conn, realms=list(realms), id=id_)
+    if row is None:
+        raise NotFound(f"There is no act {id_}; `finalsale customers show ID` lists what was done about a customer.")
+    act = clauses.act_document(msgspec.json.decode(row["body"], type=Act))
+    book = await open_book(conn, court, row["realm"], row["customer"])
+    own = await clauses.read_kept(conn, book, row["customer"])
+    lots = [lot for lot in own.lots if lot["id"] == f"service:{id_}"]
+    found = _plain(
+        "act", {"id": id_, **row, "facts": act}, act["clause"], f"On {act['at']:%Y-%m-%d %H:%M:%S} UTC {act['what']}."
+    )
+    access = [
+        clauses.access_document(a) for a in book.account(own.customer).access if a.subscription == act["subscription"]
+    ]
+    return found | {"standing": clauses.standing(book, own.customer), "access": access, "credits": lots}
+
+
+async def _outage(conn: Connection, realms: Sequence[str], id_: str) -> Document:
+    found = await outages.declared(conn, realms, id_)
+    if not found:
+        raise NotFound(f"There is no outage {id_}; `finalsale outage list` shows every one that was declared.")
+    told = found[0]
+    rows = await fetch(conn, queries.lots_of_outage, realms=list(realms), id=id_)
+    lots = [{"customer": row["customer"], **clauses.lot_document(row, told["declared_at"])} for row in rows]
+    plans = f" of {', '.join(told['plans'])}" if told.get("plans") else " of every plan"
+    reason = (
+        f"An outage{plans} from {told['begins']:%Y-%m-%d %H:%M:%S} to {told['ends']:%Y-%m-%d %H:%M:%S} UTC, declared by "
+        f"{told['by']} on {told['declared_at']:%Y-%m-%d %H:%M:%S} ({told['reason']}). {told['credits'] or 0} service credits were "
+        f"given for {told['subscriptions']} subscriptions, in proportion to it and never money (4.2)."
+    )
+    if told["still_to_judge"]:
+        reason += f" {told['still_to_judge']} customers are still to be looked at."
+    realm = rows[0]["realm"] if rows else None
+    return _plain("outage", {"id": id_, "realm": realm, "facts": told}, "4.2", reason) | {"credits": lots}
+
+
+async def _case(conn: Connection, realms: Sequence[str], id_: str) -> Document:
+    told = await cases.show_case(conn, realms, id_)
+    private = ("email", "description")
+    facts = {
+        name: value for name, value in told.items() if name not in (*private, "acts", "suggestions", "draft_answer")
+    }
+    due = f"an answer is due by {told['due_at']:%Y-%m-%d %H:%M:%S} UTC"
+    if told["answered_at"]:
+        due = f"answered on {told['answered_at']:%Y-%m-%d %H:%M:%S} UTC"
+    reason = f"A request about {told['kind']} is {told['state']}, {due} (5). {told['summary']}"
+    story = _plain("case", told | {"facts": facts}, told["clause"], reason)
+    head = {name: told[name] for name in ("verdict", "policy_version")}
+    return story | head | {"commands": [f"finalsale cases show {told['id']}", *told["suggestions"]]}
+
+
+async def _lot(conn: Connection, court: Court, realms: Sequence[str], id_: str) -> Document:
+    row = await queries.find_lot(conn, realms=list(realms), id=id_)
+    if row is None:
+        raise NotFound(f"There is no lot {id_}; `finalsale credits show CUSTOMER` lists every lot.")
+    book = await open_book(conn, court, row["realm"], row["customer"])
+    own = await clauses.read_kept(conn, book, row["customer"])
+    lot = next(lot for lot in own.lots if lot["id"] == id_)
+    ends = f" It ends on {lot['ends_at']:%Y-%m-%d %H:%M:%S} UTC." if lot["ends_at"] else " It has no end in sight."
+    reason = (
+        f"{lot['granted']} {lot['kind']} credits of {row['customer']}, by clause {lot['clause']}: {lot['cause']}{ends}"
+    )
+    entries = await fetch(conn, queries.read_entries, realm=row["realm"], customer=row["customer"])
+    story = _plain("lot", {**row, "facts": lot}, lot["clause"], reason)
+    mine = [dict(entry) for entry in entries if entry["lot"] == id_]
+    return story | {"standing": clauses.standing(book, own.customer), "credits": [lot], "entries": mine}
+
+
 # customers show ----------------------------------------------------------------------------------------------------------
 
 
 async def customer(conn: Connection, court: Court, realms: Sequence[str], id_: str) -> Document:
-    """One customer on a time line: payments with their periods and answers, refunds, disputes, subscriptions, decisions."""
+    """One customer: standing, access and credits now, what happened on a time line, and what every clause said."""
     rows = await fetch(conn, queries.find_objects, realms=list(realms), ids=[id_])
     if not rows or rows[0]["customer"] != id_:
         raise NotFound(
             f"No customer {id_} is known; `finalsale explain ID` finds whose a charge, invoice or subscription is."
         )
     book = await open_book(conn, court, rows[0]["realm"], id_)
+    own = await clauses.read_kept(conn, book, id_, resolved=True)
     mine = [p for p in book.payments if (p.charge.customer or p.id) == id_]
     subscriptions = [s for s in book.file.subscriptions.values() if s.customer == id_]
-    subjects = {p.id for p in mine} | {s.id for s in subscriptions}
+    reach = clauses.reach_of(book, decode(rows[0]["body"]), mine)
+    subjects = {
+        *reach.names,
+        *(s.id for s in subscriptions),
+        *(i.id for i in book.file.invoices.values() if i.customer == id_),
+    }
+    more = clauses.told(book, court, own, reach)
+    about: list[Refund | Dispute] = [*book.file.refunds.values(), *book.file.disputes.values()]
+    theirs = {thing.id for thing in about if any(is_about(thing, payment) for payment in mine)}
+    stored = [stored_document(book, row) for subject, row in sorted(book.stored.items()) if subject in subjects]
     return {
         "id": id_,
         "realm": book.realm,
+        "standing": more["standing"],
+        "access": more["access"],
+        "credits": clauses.credit_sums(own.lots),
+        "agreements": more["agreements"],
+        "alerts": more["alerts"],
+        "cases": more["cases"],
+        "acts": more["acts"],
         "linked_customers": [other for other in book.customers if other != id_],
         "payments": [payment_document(book, p) | {"answer": answer(book, court, p)} for p in mine],
         "subscriptions": [_subscription_document(s) for s in sorted(subscriptions, key=lambda s: (s.created, s.id))],
-        "refunds": [_moneyed(f) for f in book.file.refunds.values() if any(is_about(f, p) for p in mine)],
-        "disputes": [_moneyed(f) for f in book.file.disputes.values() if any(is_about(f, p) for p in mine)],
-        "decisions": [
-            stored_document(book, row) for subject, row in sorted(book.stored.items()) if subject in subjects
-        ],
-        "timeline": _timeline(book, mine, subscriptions),
+        "refunds": [refund for refund in more["refunds"] if refund["id"] in theirs],
+        "disputes": [dispute for dispute in more["disputes"] if dispute["id"] in theirs],
+        "lots": own.lots,
+        "decisions": stored,
+        "timeline": await timeline(conn, book, own, mine, subscriptions, subjects),
     }
 
 
@@ -222,61 +344,3 @@ def _subscription_document(subscription: Subscription) -> Document:
         "cancel_at_period_end": subscription.cancel_at_period_end,
         "ended_at": at(subscription.ended_at) if subscription.ended_at is not None else None,
     }
-
-
-def _moneyed(fact: Refund | Dispute) -> Document:
-    return {
-        "id": fact.id,
-        "charge": fact.charge,
-        "amount": {"minor": fact.amount_minor, "currency": fact.currency},
-        "status": fact.status,
-        "created": at(fact.created),
-        "ours": isinstance(fact, Refund) and fact.action is not None,
-    }
-
-
-def _timeline(book: Book, mine: Sequence[Payment], subscriptions: Sequence[Subscription]) -> list[Document]:
-    """What happened, oldest first, one sentence each."""
-    entries: list[tuple[datetime, str, str]] = []
-    for p in mine:
-        lines = p.invoice.lines if p.invoice else ()
-        what = "; ".join(
-            f"{line.price or 'item'} {at(line.period_start):%Y-%m-%d} to {at(line.period_end):%Y-%m-%d}"
-            for line in lines
-        )
-        paid = Money(p.charge.captured_minor, p.currency)
-        entries.append(
-            (at(p.paid_at), p.id, f"paid {paid} for {p.invoice_id or 'no invoice'}{f' ({what})' if what else ''}")
-        )
-        entries += [
-            (
-                at(f.created),
-                f.id,
-                f"{'our ' if f.action else ''}refund of {Money(f.amount_minor, f.currency)} of {p.id}, {f.status}",
-            )
-            for f in book.file.refunds.values()
-            if is_about(f, p)
-        ]
-        entries += [
-            (at(f.created), f.id, f"dispute of {Money(f.amount_minor, f.currency)} on {p.id}, {f.status}")
-            for f in book.file.disputes.values()
-            if is_about(f, p)
-        ]
-        if (row := book.stored.get(p.id)) is not None:
-            decision = decoded(row)
-            entries.append(
-                (
-                    row["decided_at"],
-                    row["id"],
-                    f"{decision.verdict} by {decision.clause} ({decision.rule}): {decision.reason}",
-                )
-            )
-    for s in subscriptions:
-        entries.append(
-            (at(s.created), s.id, f"subscribed to {', '.join(i.price for i in s.items) or 'nothing'}, now {s.status}")
-        )
-        if s.ended_at is not None:
-            entries.append(
-                (at(s.ended_at), s.id, f"ended{f' ({s.cancellation_reason})' if s.cancellation_reason else ''}")
-            )
-    return [{"at": when, "id": id_, "what": what} for when, id_, what in sorted(entries)]

@@ -205,7 +205,10 @@ def test_where_no_e_mail_is_known_none_can_be_compared() -> None:
     history = History()
     history.customer()
     history.subscribe(0)
-    assert asked(a_request(kind="refund", transaction="ch_0001"), known_of(history)).verdict is Verdict.DENY
+    found = asked(a_request(kind="refund", transaction="ch_0001"), known_of(history))
+    assert found.verdict is Verdict.DENY
+    assert "make sure who asks before it is sent" in found.summary
+    assert "make sure" not in found.draft_answer
 
 
 @pytest.mark.parametrize("kind", ["refund", "duplicate", "technical", "cancellation", "chargeback"])
@@ -542,3 +545,19 @@ def test_packs_on_an_invoice_with_a_subscription_are_no_pack_purchase() -> None:
     history.customer(email=ADA)
     history.subscribe(0, extra=(Sold(price="price_pack_100", amount=1000, once=True),))
     assert asked(a_request(kind="refund", transaction="ch_0001"), known_of(history)).clause == "2, 6"
+
+
+def test_a_proved_duplicate_whose_refund_failed_is_not_called_a_doubt() -> None:
+    failed = {"ch_0002": Refunding(state="review", amount=Money(2900, "usd"))}
+    found = asked(a_request(kind="refund", transaction="ch_0002"), known_of(bought_twice(), refunds=failed))
+    assert found.verdict is Verdict.REVIEW
+    assert "needs a closer look" in found.draft_answer
+    assert "cannot be told" not in found.draft_answer
+
+
+def test_a_doubt_that_is_a_dispute_is_told_as_the_dispute() -> None:
+    history = bought_twice()
+    history.dispute("ch_0002", "needs_response")
+    found = asked(a_request(kind="refund", transaction="ch_0002"), known_of(history))
+    assert "A dispute about this payment is open with your bank" in found.draft_answer
+    assert "cannot be told" not in found.draft_answer

@@ -430,6 +430,21 @@ def test_the_reason_says_where_a_refund_of_the_charge_stands(
     ]
 
 
+def test_a_dispute_of_a_part_settles_only_that_part_of_a_failed_refund() -> None:
+    h = disputed("lost", amount_minor=1000)
+    h.refund("ch_0001", HOUR, 2900, status="failed", action="a")
+    assert "gave 10.00 USD of it back, for which nothing is owed" in judged(h).decisions["dp_0001"].reason
+
+
+@pytest.mark.parametrize(("withdrawn", "twice"), [(2900, True), (1900, False), (None, False)])
+def test_a_refund_beside_a_lost_dispute_is_called_too_much_only_where_the_books_show_it(
+    withdrawn: int | None, twice: bool
+) -> None:
+    h = disputed("lost", withdrawn_minor=withdrawn)
+    h.refund("ch_0001", HOUR, 1000, action="a")
+    assert ("more than was paid went back" in judged(h).decisions["dp_0001"].reason) == twice
+
+
 def test_a_dispute_larger_than_its_charge_says_so_and_in_another_currency_does_not_compare() -> None:
     larger = judged(disputed("needs_response", 9900)).decisions["dp_0001"]
     assert "of 99.00 USD on ch_0001 (no reason told) is needs_response; only 29.00 USD were paid." in larger.reason

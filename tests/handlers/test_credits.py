@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.account import Act, ActKind, EntryKind, Lot, LotBalance, Outage
+from handlers.account import Act, ActKind, Entry, EntryKind, Lot, LotBalance, Outage
 from handlers.credits import Credits, lots_of, postings, used_of_duplicate
 from handlers.customer import (
     SESSION_LINES_PREFIX,
@@ -30,7 +30,7 @@ from handlers.customer import (
 )
 from handlers.decisions import Verdict
 from handlers.duplicates import judge
-from handlers.terms import Policy
+from handlers.terms import SHIPPED_POLICY, Policy
 from tests.handlers.history import DAY, HOUR, POLICY, T0, Billed, Bought, History, Sold, policy_with
 
 PACK = Sold("price_pack_100", 1500, once=True)
@@ -48,6 +48,7 @@ class Story(History):
         self.moment: int | None = None
         self.policy: Policy = POLICY
         self.test_clocks = False
+        self.ledger: dict[str, LotBalance] = {}
 
     def trial(self, days: int = 7, start: int = 0, *, price: str = "price_basic", quantity: int = 1) -> str:
         """A subscription on trial."""
@@ -176,7 +177,20 @@ class Story(History):
             self.outages,
             frozenset(self.returned),
             test_clocks=self.test_clocks,
+            ledger=self.ledger,
         )
+
+    def post(self) -> list[Entry]:
+        """The postings that bring the ledger to what the facts say now; the ledger is there from then on."""
+        told = self.credits()
+        ledger = {lot: sums for lot, sums in self.ledger.items() if lot not in told.unproved}
+        entries = postings(told.lots, ledger, int(self.now.timestamp()))
+        for entry in entries:
+            known = self.ledger.get(entry.lot, LotBalance())
+            sign = 1 if entry.kind is EntryKind.GRANTED else -1
+            moved = {str(entry.kind): getattr(known, entry.kind) + sign * entry.amount}
+            self.ledger[entry.lot] = msgspec.structs.replace(known, **moved)
+        return entries
 
 
 def day(seconds: int) -> str:
@@ -966,3 +980,137 @@ def test_using_more_changes_the_evidence_but_not_the_doubt_so_an_approval_holds(
         }
         reasons.add(judge(story.file(), POLICY, story.now, balances=lots).decisions[duplicate.charge].reason)
     assert len(reasons) == 1
+
+
+# a grant stays --------------------------------------------------------------------------------------------------------------
+
+
+def without_credits() -> Policy:
+    """The shipped policy, whose tables grant nothing any more."""
+    lines = SHIPPED_POLICY.read_text(encoding="utf-8").splitlines()
+    tables = [line for line in lines if line.startswith(("plans =", "packs ="))]
+    assert len(tables) == 2
+    return policy_with(*((line, f"{line.split()[0]} = {{}}") for line in tables))
+
+
+def test_a_price_dropped_from_the_policy_file_takes_back_nothing_and_its_lots_still_end_by_their_rules() -> None:
+    s = Story()
+    s.customer()
+    sub = s.subscribe(0, extra=(PACK,))
+    s.trial(40, DAY)
+    s.outage(2 * DAY, 5 * DAY)
+    assert len(s.post()) == 4
+    s.policy = without_credits()
+    assert s.post() == []
+    s.end(sub, 10 * DAY)
+    assert [(e.kind, e.amount) for e in s.post()] == [(EntryKind.FORFEITED, -500)]
+    s.moment = 42 * DAY
+    assert [(e.kind, e.amount) for e in s.post()] == [(EntryKind.EXPIRED, -50)]
+    assert [lot for lot, sums in s.ledger.items() if sums.remaining] == [
+        "purchased:in_0001:il_in_0001_1",
+        "service:out_1:sub_0001",
+    ]
+
+
+def test_a_later_telling_with_a_part_of_the_lines_takes_back_nothing_until_the_rest_is_read() -> None:
+    s = Story()
+    s.customer()
+    sub = s.subscribe(0, extra=(PACK,))
+    s.outage(2 * DAY, 5 * DAY)
+    s.post()
+    whole = s.latest[sub.first.invoice].lines
+    s.change(sub.first.invoice, lines=whole[1:], lines_complete=False)
+    assert s.post() == []
+    s.change(sub.first.invoice, lines=whole[:1], lines_complete=False)
+    assert s.post() == []
+    assert ("invoice", sub.first.invoice) in s.credits().wanted
+    s.change(sub.first.invoice, lines=whole[:1], lines_complete=True)
+    assert [(e.lot, e.kind, e.amount) for e in s.post()] == [
+        ("purchased:in_0001:il_in_0001_1", EntryKind.TAKEN_BACK, -100)
+    ]
+
+
+def test_a_late_telling_of_a_subscription_with_another_price_takes_back_nothing_that_was_granted() -> None:
+    s = Story()
+    s.customer()
+    sub = s.subscribe(0)
+    s.renew(sub)
+    s.post()
+    item = s.latest[sub.id].items[0]
+    s.change(sub.id, when=10 * DAY, items=(msgspec.structs.replace(item, price=PriceId("price_pro")),))
+    assert s.post() == []
+    assert ("subscription", sub.id) in s.credits().wanted
+
+
+def test_metadata_that_was_changed_and_changed_back_grants_what_it_says_now() -> None:
+    """Credits for a renewal on day 30, and for what is paid while the other number holds, whatever is told first."""
+    told = [("price_basic", 500, None, 0), ("price_basic", 1000, None, 10 * DAY), ("price_basic", 500, None, 20 * DAY)]
+    rng = random.Random(3)
+    for _ in range(6):
+        rng.shuffle(told)
+        s = Story()
+        s.customer()
+        sub = s.subscribe(0)
+        s.bill(sub, 12 * DAY, Sold(), reason="subscription_cycle", paid_when=12 * DAY, end=20 * DAY)
+        s.bill(sub, 30 * DAY, Sold(), reason="subscription_cycle", paid_when=30 * DAY)
+        for n, said in enumerate([*told, *told[:2]]):
+            s.change(sub.id, when=31 * DAY + n)
+            s.price_says(sub, said)
+        assert sorted(s.file().subscriptions[sub.id].price_credits) == [
+            PriceCredits(price=PriceId("price_basic"), credits=500, since=T0, seen=T0 + 20 * DAY),
+            PriceCredits(price=PriceId("price_basic"), credits=1000, since=T0 + 10 * DAY),
+        ]
+        assert [lot.credits for _, lot in sorted(s.credits().lots.items())] == [500, 1000, 500]
+
+
+def test_an_item_that_only_the_second_invoice_bills_keeps_its_credits_when_the_repeated_line_goes_back() -> None:
+    """D5 on an invoice with a second item: what was paid for that one did not go back."""
+    s = Story()
+    s.customer()
+    sub = s.subscribe(0, Sold(), Sold("price_pro", 9900))
+    s.bill(sub, sub.first.end, Sold(), reason="subscription_cycle", paid_when=sub.first.end)
+    again = s.bill(
+        sub, sub.first.end, Sold(), Sold("price_pro", 9900), reason="subscription_cycle", paid_when=sub.first.end + HOUR
+    )
+    s.give_back(again.charge, sub.first.end + DAY, amount=2900)
+    lots = s.credits().lots
+    assert lots[f"included:{again.invoice}:il_{again.invoice}_0"].closing is not None
+    assert lots[f"included:{again.invoice}:il_{again.invoice}_1"].closing is None
+
+
+def bought_with_an_invoice(s: Story, price: str) -> tuple[str, str]:
+    """A purchase through Checkout for which Checkout made an invoice: (session, invoice)."""
+    s.customer()
+    sub = s.subscribe(0, Sold(price, 1500, once=True))
+    invoice = s.latest[sub.first.invoice]
+    s.forget(sub.id, invoice.id)
+    lines = tuple(msgspec.structs.replace(line, subscription=None) for line in invoice.lines)
+    s.tell(msgspec.structs.replace(invoice, subscription=None, billing_reason="manual", lines=lines))
+    session = s.session(0, charge=sub.charge)
+    s.change(session, invoice=InvoiceId(invoice.id))
+    return session, invoice.id
+
+
+def test_a_pack_whose_price_alone_tells_its_credits_is_granted_also_where_checkout_made_an_invoice() -> None:
+    s = Story()
+    session, invoice = bought_with_an_invoice(s, "price_77")
+    assert s.credits().wanted == {("session_lines", session)}
+    s.read_lines(session, 5, SessionLine(id="li_1", price=PriceId("price_77"), credits=77))
+    told = s.credits()
+    assert {lot: given.credits for lot, given in told.lots.items()} == {f"purchased:{invoice}:il_{invoice}_0": 77}
+    assert not told.wanted
+
+
+def test_a_pack_that_the_policy_file_knows_asks_nothing_of_stripe() -> None:
+    s = Story()
+    _, invoice = bought_with_an_invoice(s, "price_pack_100")
+    told = s.credits()
+    assert {lot: given.credits for lot, given in told.lots.items()} == {f"purchased:{invoice}:il_{invoice}_0": 100}
+    assert not told.wanted
+
+
+def test_a_lot_is_never_more_than_the_ledger_can_count() -> None:
+    s = Story()
+    s.customer()
+    s.price_says(s.subscribe(0, Sold(quantity=2**48 - 1)), ("price_basic", 10**9, None, 0))
+    assert [lot.credits for lot in s.credits().lots.values()] == [10**15]

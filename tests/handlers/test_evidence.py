@@ -10,7 +10,7 @@ import pytest
 from handlers.account import Access, Account, Way
 from handlers.customer import ChargeId, CustomerId, Dispute, EarlyFraudWarning, PriceId, SubscriptionId
 from handlers.decisions import Decision, Money, Verdict
-from handlers.evidence import MAX_TEXT, Draft, draft
+from handlers.evidence import MAX_FIELD, MAX_TEXT, Draft, draft
 from handlers.terms import Policy
 from tests.handlers.history import DAY, HOUR, MONTH, POLICY, T0, Bought, History, Sold, policy_with
 
@@ -59,6 +59,55 @@ def serving(sub: Bought, until: int) -> Access:
     )
 
 
+# nobody else's, and nothing twice -------------------------------------------------------------------------------------------
+
+
+def test_the_other_charge_is_never_one_of_a_customer_that_only_an_e_mail_ties_to_this_one() -> None:
+    h = History()
+    h.customer("cus_A", email="hash-of-an-e-mail")
+    h.customer("cus_B", email="hash-of-an-e-mail")
+    mine = h.subscribe(0, metadata={"user_id": "u1"})
+    h.subscribe(DAY, customer="cus_B", metadata={"user_id": "u2"})
+    alone = drafted(h, mine.charge, "duplicate")
+    assert "duplicate_charge_id" not in alone.fields
+    assert "ch_0002" not in str(alone.fields)
+    h.renew(mine)
+    assert drafted(h, mine.charge, "duplicate").fields["duplicate_charge_id"] == "ch_0003"
+
+
+def test_a_doubtful_copy_of_another_customer_is_told_to_the_person_and_not_to_the_bank() -> None:
+    h = history()
+    h.customer("cus_B", email="hash-of-an-e-mail")
+    mine = h.subscribe(0)
+    h.subscribe(4, customer="cus_B")
+    found = drafted(h, mine.charge, "duplicate")
+    assert "in doubt (D4)" in found.note
+    assert "ch_0002" not in str(found.fields)
+
+
+def test_of_two_disputed_copies_at_most_one_is_to_be_accepted() -> None:
+    h = history()
+    first, second = copies(h)
+    h.dispute(second.charge, "needs_response")
+    assert "ch_0002 is disputed too: of the two accept one at most" in drafted(h, first.charge, "duplicate").note
+
+
+def test_a_copy_that_the_bank_gave_back_is_told_to_the_bank() -> None:
+    h = history()
+    first, second = copies(h)
+    h.dispute(first.charge, "lost")
+    said = drafted(h, second.charge, "duplicate").fields["duplicate_charge_explanation"]
+    assert "29.00 USD was given back through the dispute dp_0001 of ch_0001" in said
+
+
+def test_a_balance_credit_for_the_excess_is_told_before_anybody_accepts() -> None:
+    h = history()
+    sub = h.subscribe()
+    again = h.pay_again(sub.first, 60)
+    h.balance_read(DAY, ("invoice_overpaid", -2900, sub.first.invoice))
+    assert "Stripe booked the excess as a balance credit" in drafted(h, again, "duplicate").note
+
+
 # every reason ---------------------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +148,7 @@ def test_the_text_never_exceeds_what_stripe_takes() -> None:
     h = history()
     sub = h.subscribe(0, Sold(price="p" * 160_000))
     found = drafted(h, sub.charge, "general")
-    assert sum(map(len, found.fields.values())) == MAX_TEXT
+    assert max(map(len, found.fields.values())) == MAX_FIELD
 
 
 # duplicate ------------------------------------------------------------------------------------------------------------------
@@ -374,6 +423,28 @@ def test_a_charge_after_the_effective_end_is_not_fought_before_a_person_has_look
     )
     assert "so the payment was due" not in found.fields["cancellation_rebuttal"]
     assert drafted(h, sub.charge, "subscription_canceled").note.startswith("No clause gives")
+    refused = drafted(h, sub.invoices[1].charge, "credit_not_processed").fields["refund_refusal_explanation"]
+    assert "No credit is due" not in refused
+
+
+def test_a_decision_that_it_was_charged_after_the_end_is_heard_whoever_set_that_end() -> None:
+    """A schedule's end stands in no field of the subscription."""
+    h = history()
+    sub = h.subscribe()
+    late = h.renew(sub)
+    told = Decision(
+        subject=late.invoice,
+        customer=CustomerId("cus_A"),
+        clause="1.2",
+        rule="charge_after_cancellation",
+        verdict=Verdict.REVIEW,
+        policy_version="2025-01",
+        reason="",
+        duplicate=ChargeId(late.charge),
+    )
+    found = drafted(h, late.charge, "subscription_canceled", decisions={late.invoice: told})
+    assert found.note.startswith("Do not fight before a person has looked")
+    assert "No cancellation" not in found.fields["cancellation_rebuttal"]
 
 
 # fraud and service ----------------------------------------------------------------------------------------------------------

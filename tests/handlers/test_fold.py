@@ -200,7 +200,7 @@ def test_what_a_price_ever_granted_is_kept_since_it_was_first_seen() -> None:
         told = reduce(fold, order)
         assert isinstance(told, Subscription)
         assert told.price_credits == (
-            PriceCredits(price="price_1", credits=500, since=T0),
+            PriceCredits(price="price_1", credits=500, since=T0, seen=T0 + 1),
             PriceCredits(price="price_1", credits=700, trial_credits=50, since=T0 + 2),
         )
 

@@ -439,3 +439,31 @@ def test_without_a_refund_by_hand_nothing_is_judged() -> None:
     h = History()
     bought_twice(h)
     assert by_hand(h) == ByHand()
+
+
+def test_a_refund_is_ours_only_by_the_charge_it_came_from_also_where_it_names_the_payment_intent_alone() -> None:
+    """Metadata that somebody copied, or made up, excuses nothing."""
+    h = History()
+    h.customer()
+    h.subscribe()
+    told: Refund = h.latest[h.refund("ch_0001", DAY, action="act_of_another_charge")]
+    h.forget(told.id)
+    h.tell(msgspec.structs.replace(told, charge=None, payment_intent=h.latest["ch_0001"].payment_intent))
+
+    def made_for_another(refund: Refund) -> bool:
+        return refund.charge != "ch_0001"
+
+    found = refunds_by_hand(h.file(), POLICY, NOW, made_for_another, acted=(), test_clocks=False)
+    assert [d.verdict for d in found.decisions.values()] == [Verdict.DENY]
+    assert found.returned == frozenset()
+
+
+def test_a_prevented_chargeback_excuses_one_refund_not_every_one_of_its_amount() -> None:
+    h = History()
+    h.customer()
+    h.subscribe()
+    h.dispute("ch_0001", "prevented", DAY, 1000)
+    h.refund("ch_0001", DAY + 5, 1000)
+    h.refund("ch_0001", 3 * DAY, 1000)
+    found = by_hand(h)
+    assert {id_: d.verdict for id_, d in found.decisions.items()} == {"re_0002": Verdict.DENY}

@@ -48,10 +48,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     then: str
     agreement: str | None = None
     """What was agreed with its first customer (8), as TOML."""
+    old: str | None = None
+    """What comes of it where the old shape tells less."""
 
-    @property
-    def outcome(self) -> list[str]:
-        return sorted(line.strip() for line in self.then.strip().splitlines())
+    def outcome(self, shape: str) -> list[str]:
+        then = self.old if self.old is not None and shape == "old" else self.then
+        return sorted(line.strip() for line in then.strip().splitlines())
 
 
 def policy_text(agreements: dict[str, str]) -> str:
@@ -161,8 +163,8 @@ class Scene:
     async def write_in(self, transaction_id: str, description: str = "I want my money back, please.") -> str:
         """A customer writes to support (5). Returns the case's id."""
         request = cases.CaseRequest(
-            email="somebody@example.com",
-            date=_iso(self.books.now())[:10],
+            email=self.customer["email"],
+            date=_iso(BEGIN)[:10],
             description=description,
             transaction=transaction_id,
             kind="refund",
@@ -265,7 +267,7 @@ class Outcome:
 
     def _alert(self, row: Any) -> str:
         over = "alert over" if row["resolved_at"] else f"{row['severity']} alert"
-        stage = row["cause"].partition(":")[2].removeprefix(row["subject"]).lstrip(":")
+        stage = row["cause"].rpartition(":")[2] if row["kind"] == "deadline" else ""
         about = "" if row["subject"].startswith("case_") else f" {self.label(row['subject'])}"
         return " ".join(filter(None, [f"{over}:", row["kind"] + about, stage]))
 
@@ -374,7 +376,8 @@ class Stage:
         """What is new: once and in order, or as rudely as Stripe may, which is shuffled, twice, and partly later."""
         news = self.m.news()
         if not self.rude:
-            return await self.m.hear(news)
+            await self.m.hear(news)
+            return
         again = []
         for event in self.rng.sample(news, len(news) // 2):
             self.repeats += 1
@@ -384,7 +387,7 @@ class Stage:
         held_back = self.rng.randint(0, len(told) // 3)
         self.late, told = told[:held_back], told[held_back:]
         if not told:
-            return None
+            return
         await store(self.m.pool, *(snapshot_body(event) for event in told))
         await self.m.pool.execute(
             """update inbox set next_at = now() - interval '1 minute' + told.n * interval '1 ms'
@@ -417,7 +420,7 @@ def _prices(m: Merchant) -> dict[str, Obj]:
         ),
         *(
             books.new_price(product, "usd", 1900, interval="month", id_=id_, metadata={"credits": "1000"})
-            for id_ in ("price_outage", "price_outage2")
+            for id_ in ("price_outage", "price_outage2", "price_outage3")
         ),
         books.new_price(product, "usd", 2, interval="month", id_="price_usage", usage_type="metered"),
         books.new_price(books.new_product("Packs")["id"], "usd", 1000, id_="price_pack_100"),

@@ -20,7 +20,7 @@ import pytest
 import structlog
 
 from tests.conftest import database_named
-from tests.handlers.history import DAY, MINUTE, History, Sold
+from tests.handlers.history import DAY, MINUTE, T0, History, Sold
 from tests.stripe_sender import event
 from tests.worker.books import tell
 from worker.cli import main
@@ -227,6 +227,71 @@ async def test_status_counts_what_waits_was_decided_and_done(pool: Pool, cli: Cl
     assert told["reviews"]["waiting"] == 2
     assert (told["mode"], told["refunds"], told["refunds_paused"]["on"]) == ("test", "review", False)
     assert [(w["role"], w["alive"]) for w in told["workers"]] == [("worker", True)]
+
+
+async def test_status_counts_standing_credits_cases_alerts_and_notices(pool: Pool, cli: Cli) -> None:
+    history = await fill(pool)
+    for number, due in ((1, 9), (3, 7)):
+        history.dispute(f"ch_000{number}", "needs_response")
+        history.change(f"dp_000{(number + 1) // 2}", due_by=T0 + due * DAY)
+    await tell(pool, history)
+    await pool.execute("select consume_credits('test', 'cus_A', 'k', 30)")
+    await pool.execute("update notices set state = 'failed' where customer = 'cus_A'")
+    await pool.execute(
+        """insert into cases (id, realm, opened_at, due_at, alert_at, body)
+           select 'case_' || n, 'test', now(), now() + (n - 2) * interval '1 hour', now(), '{}' from generate_series(1, 3) n"""
+    )
+    told = (await cli("status", "--json")).json
+    assert told["standing"] == {"flagged": 2, "suspended": 0}
+    assert (told["chargebacks"]["open"], told["chargebacks"]["waiting"]) == (2, 2)
+    assert told["chargebacks"]["next_due_by"].startswith("2026-01-08")
+    (included,) = told["credits"]
+    assert (included["kind"], included["granted"], included["consumed"]) == ("included", 1500, 30)
+    assert included["remaining"] == await pool.fetchval("select sum(remaining) from lots")
+    assert (told["cases"]["open"], told["cases"]["overdue"]) == (3, 2)
+    assert told["alerts"] == {"critical": 2, "warning": 0, "note": 0}
+    assert told["notices"] == {"waiting": 1, "failed": 1, "held": 0}
+    person = (await cli("status")).out
+    for words in ("2 flagged, 0 suspended", "2 open, 2 wait for a person", "2026-01-08", "3 open, 2 overdue"):
+        assert words in person
+
+
+async def test_every_clause_is_told_on_a_hundred_columns(pool: Pool, cli: Cli) -> None:
+    """Whatever id is asked about: exit 0, one JSON document, and lines that a terminal of 100 columns does not break."""
+    history = await fill(pool)
+    history.dispute("ch_0001", "lost")
+    refund = history.refund("ch_0003", DAY, 100)
+    await tell(pool, history)
+    await pool.execute("select consume_credits('test', 'cus_A', 'k', 30)")
+    granted = await cli(
+        *("credits", "grant", "cus_A", "--credits", "5", "--by", "Ann", "--reason", "slow", "--json"),
+    )
+    lot = await pool.fetchval("select min(id) from lots")
+    for id_ in ("dp_0001", refund, "in_0001", "sub_0001", "cus_A", "ch_0001", granted.json["id"], lot):
+        program, person = await cli("explain", id_, "--json"), await cli("explain", id_)
+        assert (id_, program.code, person.code) == (id_, 0, 0)
+        assert program.json["reason"].split()[0] in person.out
+        assert max(map(len, person.out.splitlines())) <= 100
+    told = (await cli("explain", "dp_0001")).out
+    assert "standing" in told
+    assert "flagged" in told
+    assert "finalsale customers lift cus_A --dispute dp_0001" in " ".join(told.split())
+    page = (await cli("customers", "show", "cus_A")).out
+    for words in ("standing", "flagged", "available", "30 consumed", "standing good -> flagged", "Ann"):
+        assert words in " ".join(page.split())
+
+
+async def test_a_review_that_nothing_can_be_approved_of_says_how_to_look_and_close(pool: Pool, cli: Cli) -> None:
+    history = await fill(pool)
+    history.dispute("ch_0001", "needs_response")
+    await tell(pool, history)
+    told = " ".join((await cli("review", "list")).out.split())
+    assert "clause 7 (chargeback)" in told
+    assert "look finalsale chargebacks show dp_0001" in told
+    closed = await cli("review", "reject", "dp_0001", "--by", "Ann", "--note", "evidence given")
+    assert closed.out.startswith("Closed dec_")
+    refused = await cli("review", "approve", "dp_0001", "--by", "Ann", "--amount", "5")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
 
 
 async def test_what_comes_from_outside_cannot_move_the_cursor(pool: Pool, cli: Cli) -> None:

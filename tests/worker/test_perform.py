@@ -259,7 +259,8 @@ async def test_a_refund_that_fails_later_is_a_persons_matter_and_never_repeated(
     row = await m.refund_row()
     assert (row["state"], row["stripe_status"]) == ("review", "failed")
     assert row["error"] == (
-        f"the refund {m.refunds[0]['id']} failed (expired_or_canceled_card): the duplicate is owed again, by another way"
+        f"the refund {m.refunds[0]['id']} failed (expired_or_canceled_card): the duplicate is owed again, by another way, "
+        "unless a dispute gives it back"
     )
     assert len(m.refunds) == 1
 

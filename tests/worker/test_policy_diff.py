@@ -11,6 +11,7 @@ from handlers.terms import SHIPPED_POLICY, parse_policy
 from tests.handlers.history import DAY, HOUR, MINUTE, POLICY, History
 from tests.worker.books import REALM, court, tell
 from worker.db import Pool, connection
+from worker.drain import action_id
 from worker.policy_diff import diff, policy_named
 from worker.reading import Document, NotFound
 from worker.settings import Settings
@@ -49,11 +50,12 @@ async def test_a_longer_window_makes_a_refund_of_a_review(pool: Pool) -> None:
 
 async def test_what_was_refunded_by_us_is_replayed_as_if_it_had_not_been(pool: Pool) -> None:
     history = bought_half_an_hour_apart()
-    action = "act_whatever"
-    history.refund("ch_0002", HOUR, 2900, action=action)
+    history.refund("ch_0002", HOUR, 2900, action=action_id(REALM, "refund", "ch_0002"))
     await tell(pool, history)
     found = await compare(pool, ('window = "15m"', 'window = "1h"'))
-    assert found["persons"] == 1
+    assert [(c["subject"], c["was"], c["would_be"]) for c in found["changes"]] == [
+        ("ch_0002", "review 29.00 USD", "refund 29.00 USD")
+    ]
 
 
 async def test_suspending_instead_of_flagging_and_other_credits_are_told(pool: Pool) -> None:
@@ -78,6 +80,7 @@ async def test_only_files_that_changed_since_are_replayed(pool: Pool) -> None:
     await tell(pool, bought_half_an_hour_apart())
     found = await compare(pool, ('window = "15m"', 'window = "1h"'), since=datetime.now(UTC) + timedelta(seconds=DAY))
     assert (found["persons"], found["changes"]) == (0, [])
+    assert found["tell"] == ["cus_A"], "whoever has a subscription is told, also where nothing happened lately"
 
 
 def test_a_policy_is_named_by_file_or_by_version(settings: Settings, tmp_path: Path) -> None:

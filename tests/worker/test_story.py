@@ -234,9 +234,10 @@ async def test_a_refund_by_hand_is_outside_the_policy_unless_it_was_of_a_duplica
     by_hand, of_duplicate = history.refund("ch_0003", DAY, 100), history.refund("ch_0002", DAY, 2900)
     await tell(pool, history)
     told = await explained(pool, by_hand)
-    assert (told["verdict"], told["clause"]) == ("deny", "2")
-    assert "outside the policy" in told["reason"]
-    assert "clause 4.3 speaks of" in (await explained(pool, of_duplicate))["reason"]
+    assert (told["verdict"], told["clause"]) == ("deny", "2, 6")
+    assert "no clause allows it" in told["reason"]
+    assert await said(pool, of_duplicate) == ("none", "4.3")
+    assert "within 4.3" in (await explained(pool, of_duplicate))["reason"]
 
 
 async def test_our_own_refund_names_its_action(pool: Pool) -> None:
@@ -250,18 +251,23 @@ async def test_our_own_refund_names_its_action(pool: Pool) -> None:
     await tell(pool, history)
     told = await explained(pool, refund)
     assert told["verdict"] == "refund"
-    assert told["reason"] == f"Our own refund of 29.00 USD (succeeded), made for {action}."
+    decision = await pool.fetchval("select id from decisions where subject = 'ch_0002'")
+    assert told["reason"] == (
+        f"Our own refund of 29.00 USD (succeeded), made for {action} by decision {decision} (4.3, D3)."
+    )
+    (refunded,) = (await explained(pool, "ch_0002"))["refunds"]
+    assert (refunded["id"], refunded["ours"], refunded["decision"]) == (refund, True, decision)
 
 
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        ("needs_response", "on hold"),
-        ("won", "holds nothing"),
-        ("lost", "until a person decides"),
+        ("needs_response", "flagged as long as it is open"),
+        ("won", "puts no hold"),
+        ("lost", "until an operator lifts or keeps"),
         ("prevented", "before a chargeback"),
         ("warning_needs_response", "inquiry"),
-        ("of_the_future", "on hold"),
+        ("of_the_future", "does not know the status"),
     ],
 )
 async def test_a_dispute_is_told_by_its_status(pool: Pool, status: str, words: str) -> None:

@@ -75,7 +75,7 @@ where a.realm = :realm and a.id = any(:actions::text[]) and a.kind = 'refund';
 -- name: wake_overdue!
 -- Lots whose end has passed with something left, whatever became of their wake-up (3.3: the third way).
 insert into wakeups (realm, customer, due_at)
-select distinct realm, customer, now() - interval '1 hour' from lots
+select distinct realm, customer, least(now(), moment(realm)) - interval '1 hour' from lots
 where ends_at <= greatest(moment('test'), now()) and ends_at <= moment(realm) - interval '10 minutes'
   and granted - consumed - expired - forfeited - taken_back > 0
 on conflict (realm, customer) do update set due_at = least(wakeups.due_at, excluded.due_at);

@@ -103,12 +103,12 @@ select :realm, * from unnest(:customers::text[], :keys::text[])
 on conflict do nothing;
 
 -- name: current_decisions
-select distinct on (subject) subject, id, revision, fingerprint, verdict, body from decisions
+select distinct on (subject) subject, customer, id, revision, fingerprint, verdict, body from decisions
 where realm = :realm and customer = any(:customers::text[])
 order by subject, revision desc;
 
 -- name: current_decisions_about
-select distinct on (subject) subject, id, revision, fingerprint, verdict, body from decisions
+select distinct on (subject) subject, customer, id, revision, fingerprint, verdict, body from decisions
 where realm = :realm and subject = any(:subjects::text[])
 order by subject, revision desc;
 
@@ -158,7 +158,7 @@ where realm = :realm and decision_subject = :decision_subject and first_sent_at 
 
 -- name: hear_of_refunds!
 -- Our own refunds, as Stripe tells of them: one that was sent into silence is found, also after a person gave it up; one that
--- failed later is owed again, and what should have followed it waits.
+-- failed later is owed again (where no dispute gives it back), and what should have followed it waits.
 with heard as (
     update actions set
         stripe_id = coalesce(actions.stripe_id, told.refund),
@@ -167,7 +167,7 @@ with heard as (
         state = case when told.status in ('failed', 'canceled') then 'review' else 'sent' end,
         error = case when told.status in ('failed', 'canceled')
                      then 'the refund ' || told.refund || ' ' || told.status || coalesce(' (' || told.failure || ')', '')
-                          || ': the duplicate is owed again, by another way' end
+                          || ': the duplicate is owed again, by another way, unless a dispute gives it back' end
     from unnest(:actions::text[], :refunds::text[], :charges::text[], :statuses::text[], :failures::text[])
       as told (action, refund, charge, status, failure)
     where actions.realm = :realm and actions.id = told.action and actions.kind = 'refund' and actions.subject = told.charge

@@ -157,3 +157,53 @@ select realm, id, kind, customer, body from objects where realm = any(:realms::t
 -- What names one of these objects and whose customer nobody knows yet.
 select realm, id, kind, body from objects
 where realm = :realm and customer is null and (reference_a = any(:ids::text[]) or reference_b = any(:ids::text[])) limit 50;
+
+
+
+-- name: find_operator_act^
+select realm, customer, body from acts where realm = any(:realms::text[]) and id = :id;
+
+-- name: find_lot^
+select realm, customer, id from lots where realm = any(:realms::text[]) and id = :id;
+
+-- name: lots_of_outage
+-- A range of the primary key: `;` comes right after `:`.
+select realm, id, customer, kind, clause, granted_at, ends_at, cause, granted, consumed, expired, forfeited, taken_back, remaining from lots
+where realm = any(:realms::text[]) and id >= 'service:' || :id || ':' and id < 'service:' || :id || ';' order by id;
+
+-- name: alerts_of_customer
+select cause, kind, severity, subject, sentence, raised_at, resolved_at from alerts
+where realm = :realm and customer = :customer and (:resolved::bool or resolved_at is null) order by raised_at, cause;
+
+-- name: cases_of_customer
+select id, realm, customer, state, assigned_to, opened_at, due_at, alert_at, answered_at, body, moment(realm) as now from cases
+where realm = :realm and customer = :customer order by opened_at, id;
+
+-- name: standing_changes_of
+select was, became, holds, cause, changed_at from standing_changes where realm = :realm and customer = :customer order by id;
+
+-- name: entries_by_day
+-- What was consumed is summed by lot and day (UTC): an app consumes often.
+select lot, kind, sum(amount)::bigint as amount, count(*) as entries, clause, min(cause) as cause, max(effective_at) as effective_at
+from entries where realm = :realm and customer = :customer
+group by lot, kind, clause, case when kind = 'consumed' then (effective_at at time zone 'UTC')::date end, case when kind <> 'consumed' then id end
+order by max(effective_at), min(id);
+
+-- name: standing_counts
+select standing, count(*) as customers from accounts where realm = any(:realms::text[]) and standing <> 'good' group by standing;
+
+-- name: alert_counts
+select severity, count(*) as alerts from alerts where realm = any(:realms::text[]) and resolved_at is null group by severity;
+
+-- name: credit_sums
+select kind, count(*) as lots, sum(granted)::bigint as granted, sum(consumed)::bigint as consumed, sum(expired)::bigint as expired,
+       sum(forfeited)::bigint as forfeited, sum(taken_back)::bigint as taken_back, sum(remaining)::bigint as remaining
+from lots where realm = any(:realms::text[]) group by kind
+order by array_position(array['trial', 'included', 'purchased', 'service'], kind);
+
+-- name: case_counts^
+select count(*) as waiting, count(*) filter (where due_at <= moment(realm)) as overdue, min(due_at) as next_due_at
+from cases where realm = any(:realms::text[]) and state = 'open';
+
+-- name: notice_counts
+select state, count(*) as notices from notices where realm = any(:realms::text[]) and state <> 'sent' group by state;

@@ -150,6 +150,7 @@ declare
     state text;
     at_   timestamptz := moment(in_realm);
     lot_  record;
+    held  text[];
     rest  bigint := in_amount;
     part  bigint;
 begin
@@ -163,10 +164,12 @@ begin
         return;
     end if;
     select standing into state from accounts a where a.realm = in_realm and a.customer = in_customer;
-    perform 1 from lots l where l.realm = in_realm and l.customer = in_customer
-        and granted - l.consumed - expired - forfeited - taken_back > 0 order by l.id for update;
+    select array_agg(locked.id) into held from (
+        select l.id from lots l where l.realm = in_realm and l.customer = in_customer
+        and granted - l.consumed - expired - forfeited - taken_back > 0 order by l.id for update) locked;
+    -- only what is locked is counted and consumed: a lot that got credits back meanwhile may be closing again
     select coalesce(sum(l.remaining), 0) into available from lots l
-        where l.realm = in_realm and l.customer = in_customer and l.remaining > 0 and (l.ends_at is null or l.ends_at > at_);
+        where l.realm = in_realm and l.id = any(held) and l.remaining > 0 and (l.ends_at is null or l.ends_at > at_);
     consumed := 0;
     remaining := available;
     if state = 'suspended' then
@@ -180,7 +183,7 @@ begin
     -- what ends soonest goes first; then trial, included, service, purchased; then the oldest
     for lot_ in
         select l.id, l.remaining, l.clause from lots l
-        where l.realm = in_realm and l.customer = in_customer and l.remaining > 0 and (l.ends_at is null or l.ends_at > at_)
+        where l.realm = in_realm and l.id = any(held) and l.remaining > 0 and (l.ends_at is null or l.ends_at > at_)
         order by l.ends_at nulls last, array_position(array['trial', 'included', 'service', 'purchased'], l.kind), l.granted_at, l.id
     loop
         part := least(rest, lot_.remaining);
