@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from handlers.account import LotBalance
-from handlers.credits import used_of_duplicate
 from handlers.customer import (
     ChargeId,
     CheckoutSession,
@@ -20,6 +19,7 @@ from handlers.customer import (
 )
 from handlers.decisions import Acted, ActionKind, Decision, Evidence, Money, Prepared, Verdict
 from handlers.identity import Traces
+from handlers.ledger import used_of_duplicate
 from handlers.payments import Contest, Payment, payments_of
 from handlers.terms import Policy, Terms
 

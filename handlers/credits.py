@@ -1,4 +1,4 @@
-"""Clauses 3 and 4: which lots of credits a customer should have, and the postings that bring the ledger there. Pure.
+"""Clauses 3 and 4: which lots of credits a customer should have, and when they end; `ledger` posts the difference. Pure.
 
 Late events are settled by one rule: what was consumed before we learned of an end stays consumed. The end takes what is
 left, effective at the true moment and recorded when it was learned; if a later telling undoes the end, what it took comes
@@ -23,7 +23,8 @@ from datetime import datetime
 
 import msgspec
 
-from handlers.account import Act, ActKind, Closing, Entry, EntryKind, Lot, LotBalance, LotKind, Outage
+from handlers.account import Act, ActKind, Closing, EntryKind, Lot, LotBalance, LotKind, Outage
+from handlers.court import when
 from handlers.customer import (
     SESSION_LINES_PREFIX,
     Charge,
@@ -48,10 +49,8 @@ from handlers.terms import CreditTerms, Policy
 
 GRACE_S = 3600
 """How long after a trial's end a newer telling is waited for, since trials are extended (3.3)."""
-TAKE_BACK_CLAUSE = "4.3"
 MAX_LOT = 10**15
 """The most credits of one lot: sums of many stay within what the ledger can count."""
-CLOSINGS = (EntryKind.EXPIRED, EntryKind.FORFEITED, EntryKind.TAKEN_BACK)
 
 
 class Credits(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +173,7 @@ class _Grants:
         closing = None
         if self._trial_over(subscription, end):
             closing = Closing(
-                kind=EntryKind.EXPIRED, at=end, cause=f"the trial of {subscription.id} ended at {_moment(end)}"
+                kind=EntryKind.EXPIRED, at=end, cause=f"the trial of {subscription.id} ended at {when(end)}"
             )
         elif self.now < end:
             self.wake_at.append(end)
@@ -189,7 +188,7 @@ class _Grants:
                 clause="3.3",
                 credits=amount,
                 granted_at=trial.start,
-                cause=f"trial of {subscription.id} from {_moment(trial.start)} to {_moment(end)}",
+                cause=f"trial of {subscription.id} from {when(trial.start)} to {when(end)}",
                 ends_at=end,
                 closing=closing,
             )
@@ -255,7 +254,7 @@ class _Grants:
             )
             self.served.append(served)
         if closing is None and over_at is not None:
-            cause = f"{owner} ended at {_moment(over_at)}"
+            cause = f"{owner} ended at {when(over_at)}"
             closing = Closing(kind=EntryKind.FORFEITED, at=max(over_at, paid_at), cause=cause)
         self.add(
             Lot(
@@ -265,7 +264,7 @@ class _Grants:
                 clause="3.1",
                 credits=amount,
                 granted_at=paid_at,
-                cause=f"line {line.id} of invoice {invoice.id} for {owner}, paid at {_moment(paid_at)}",
+                cause=f"line {line.id} of invoice {invoice.id} for {owner}, paid at {when(paid_at)}",
                 ends_at=closing.at if closing else _scheduled_end(subscription),
                 closing=closing,
             )
@@ -281,7 +280,7 @@ class _Grants:
             f"{invoice.id}:{line.id}",
             each * _quantity(line.quantity),
             paid_at,
-            f"line {line.id} of invoice {invoice.id}, paid at {_moment(paid_at)}",
+            f"line {line.id} of invoice {invoice.id}, paid at {when(paid_at)}",
             self._given_back(invoice, paid_at) if alone else None,
         )
 
@@ -333,7 +332,7 @@ class _Grants:
             for line in read.lines:
                 if not line.recurring:
                     each = self._pack_credits(line.price, line.credits, bought_at)
-                    cause = f"line {line.id} of Checkout session {session.id}, paid at {_moment(bought_at)}"
+                    cause = f"line {line.id} of Checkout session {session.id}, paid at {when(bought_at)}"
                     self._purchased(f"{session.id}:{line.id}", each * line.quantity, bought_at, cause, closing)
 
     # 4.1
@@ -345,7 +344,7 @@ class _Grants:
                 continue
             closing = None
             if act.until is not None and self.now >= act.until:
-                cause = f"the credits of {act.id} were given until {_moment(act.until)}"
+                cause = f"the credits of {act.id} were given until {when(act.until)}"
                 closing = Closing(kind=EntryKind.EXPIRED, at=max(act.until, act.at), cause=cause)
             elif act.until is not None:
                 self.wake_at.append(act.until)
@@ -358,7 +357,7 @@ class _Grants:
                     clause="4.1",
                     credits=act.credits,
                     granted_at=act.at,
-                    cause=f"an operator's act {act.id}{case} at {_moment(act.at)}",
+                    cause=f"an operator's act {act.id}{case} at {when(act.at)}",
                     ends_at=act.until,
                     closing=closing,
                 )
@@ -447,11 +446,6 @@ class _Grants:
         return (self.policy.terms_for(self.customer, when) or self.policy.earliest()).credits
 
 
-def _moment(seconds: Seconds) -> str:
-    """A moment as sentences show it; like `court.when`, which the court's own use of this module keeps out of reach."""
-    return f"{at(seconds):%Y-%m-%dT%H:%M:%SZ}"
-
-
 def _trial_id(subscription: Subscription, trial: Trial) -> str:
     return f"trial:{subscription.id}:{trial.start}"
 
@@ -494,59 +488,3 @@ def _paid_outside(invoice: Invoice, rows: Iterable[InvoicePayment]) -> bool:
     known = list(rows)
     records = any(row.status == "paid" and row.payment_type == "payment_record" for row in known)
     return bool(invoice.off_stripe_minor) or records or (bool(known) and all(r.status == "canceled" for r in known))
-
-
-# the ledger --------------------------------------------------------------------------------------------------------------
-
-
-def postings(wanted: Mapping[str, Lot], ledger: Mapping[str, LotBalance], now: Seconds) -> list[Entry]:
-    """The entries that bring one customer's ledger (sums by lot) to what the rules want; none where it is there already.
-
-    What is left of a lot belongs to its closing. Reversals come before what is taken anew. A lot whose ground fell away
-    is closed as `taken_back`, effective `now` (unix seconds).
-    """
-    entries: list[Entry] = []
-    for id_ in sorted(wanted.keys() | ledger.keys()):
-        lot, known = wanted.get(id_), ledger.get(id_, LotBalance())
-        if lot is not None and known.granted == 0 and lot.credits > 0:
-            known = LotBalance(granted=lot.credits)
-            entries.append(
-                Entry(
-                    lot=id_,
-                    kind=EntryKind.GRANTED,
-                    amount=lot.credits,
-                    effective_at=lot.granted_at,
-                    clause=lot.clause,
-                    cause=lot.cause,
-                )
-            )
-        entries += _closings(id_, lot, known, now)
-    return entries
-
-
-def _closings(id_: str, lot: Lot | None, known: LotBalance, now: Seconds) -> list[Entry]:
-    """Entries that leave everything a lot still has with the closing that is wanted, and nothing with any other."""
-    closing, clause = (lot.closing, lot.clause) if lot else (None, "3")
-    if lot is None:
-        gone = f"with what is known now, nothing that was paid, tried or granted stands behind {id_}"
-        closing = Closing(kind=EntryKind.TAKEN_BACK, at=now, cause=gone)
-    cause = closing.cause if closing else f"the end no longer holds: {lot.cause if lot else id_}"
-    found = []
-    for kind in CLOSINGS:
-        target = known.granted - known.consumed if closing and closing.kind is kind else 0
-        amount = getattr(known, kind) - target
-        if amount:
-            by = TAKE_BACK_CLAUSE if lot and kind is EntryKind.TAKEN_BACK else clause
-            when = closing.at if closing else now
-            found.append(Entry(lot=id_, kind=kind, amount=amount, effective_at=when, clause=by, cause=cause))
-    return sorted(found, key=lambda entry: -entry.amount)
-
-
-def used_of_duplicate(
-    original_lots: Iterable[str], duplicate_lots: Iterable[str], balances: Mapping[str, LotBalance]
-) -> int:
-    """How many credits of a duplicate's lots were needed: what was consumed of both, beyond what the original granted."""
-    originals = [balances[id_] for id_ in original_lots if id_ in balances]
-    duplicates = [balances[id_] for id_ in duplicate_lots if id_ in balances]
-    consumed = sum(balance.consumed for balance in (*originals, *duplicates))
-    return max(0, consumed - sum(balance.granted for balance in originals))

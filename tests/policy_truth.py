@@ -956,6 +956,42 @@ async def on_purpose(s: Scene) -> Days:
 
 @row(
     "4.3",
+    "bought again after a week: a person decides, also after another trial of the copy was reviewed, and that fell away",
+    """
+    subscription 1: renews, until day 92
+    subscription 2: renews, until day 74
+    included credits of day 0: 500 granted, 500 left
+    included credits of day 8: 500 granted, 500 left
+    included credits of day 13: 500 granted, 500 left
+    included credits of day 31: 500 granted, 500 left
+    included credits of day 44: 500 granted, 500 left
+    included credits of day 61: 600 granted, 600 left
+    trial credits of day 10: 50 granted, 50 expired
+    charge 2: review 29.00 USD under 4.3 (D3)
+    charge 3: review 29.00 USD under 4.3 (D5)
+    action cancel_subscription of subscription 2: proposed
+    action refund of charge 2: proposed
+    action refund of charge 3: proposed
+    action refund of charge 5: proposed
+    told: credits.expired 50
+    """,
+)
+async def two_reviews(s: Scene) -> Days:  # both prepare one and the same cancellation
+    s.buy()
+    yield 8
+    second = s.buy()
+    yield 10
+    s.books.set_trial_end(second, s.at(13), proration="none")
+    yield 12
+    await s.says("subscription 2: review under 4.3 (D3)")
+    s.books.set_trial_end(second, s.at(30))
+    yield 12.5
+    await s.says_not("subscription 2: review under 4.3 (D3)")
+    await s.says("action refund of charge 2: proposed", "action cancel_subscription of subscription 2: proposed")
+
+
+@row(
+    "4.3",
     "a rehearsal on a test clock is left alone",
     """
     """,

@@ -15,9 +15,9 @@ import msgspec
 import structlog
 
 from handlers.account import Account, Act, Alert, Entry, Lot, LotBalance, Outage, Severity, Standing
-from handlers.credits import postings
 from handlers.customer import CustomerId, Seconds, at
 from handlers.decisions import Decision, Judgement, as_json
+from handlers.ledger import postings
 from handlers.news import Notice, account_news, entry_news
 from worker.db import Connection, queries
 from worker.failpoint import failpoint

@@ -11,7 +11,7 @@ import hashlib
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -170,7 +170,7 @@ async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str
                 failpoint("before_commit")
         except DatabaseUnavailable as unavailable:
             cause = unavailable.__cause__
-            if claimed and isinstance(cause, Exception) and _is_about_these_events(cause):
+            if claimed and isinstance(cause, Exception) and is_about_these(cause):
                 raise _Bisect(claimed, cause) from cause
             raise  # nothing is known against the events: they stay as they are
         except (
@@ -197,7 +197,7 @@ async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str
     raise AssertionError("unreachable")
 
 
-def _is_about_these_events(cause: Exception) -> bool:
+def is_about_these(cause: BaseException | None) -> bool:
     """Whether a Postgres that answers refused these very values, or found the work on them too long."""
     refused_value = isinstance(cause, asyncpg.InterfaceError) and isinstance(cause, ValueError)
     return refused_value or isinstance(cause, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError))
@@ -518,7 +518,7 @@ async def _judge(
     if wanted:
         await _want(connection, realm, [_lookup(kind, id_) for kind, id_ in sorted(wanted)])
     if news:
-        await _write_decisions(connection, court, realm, news)
+        await _write_decisions(connection, court, realm, news, _handed_over(news, judgements, current))
     return len(news), await write_accounts(connection, realm, now, judgements, books)
 
 
@@ -607,7 +607,27 @@ def action_id(realm: str, kind: str, subject: str) -> str:
     return "act_" + hashlib.sha256(f"{realm} {kind} {subject}".encode()).hexdigest()[:24]
 
 
-async def _write_decisions(connection: Connection, court: Court, realm: str, news: Sequence[_News]) -> None:
+def _handed_over(
+    news: Sequence[_News], judgements: Sequence[Judgement], current: Mapping[str, asyncpg.Record]
+) -> list[_News]:
+    """Unchanged decisions with the steps that a changed one let go of: two may prepare one step, and its row names one."""
+    changed = {new.decision.subject for new in news}
+    known = [msgspec.json.decode(current[subject]["body"], type=Decision) for subject in changed & current.keys()]
+    let_go = {(step.kind, step.subject) for decision in known for step in decision.prepared}
+    let_go -= {(step.kind, step.subject) for new in news for step in new.decision.prepared}
+    found = []
+    for judgement in judgements if let_go else ():
+        for subject, decision in judgement.decisions.items():
+            row = current.get(subject)
+            steps = tuple(step for step in decision.prepared if (step.kind, step.subject) in let_go)
+            if steps and row is not None and subject not in changed and row["fingerprint"] == decision.fingerprint():
+                found.append(_News(msgspec.structs.replace(decision, prepared=steps), row["revision"]))
+    return found
+
+
+async def _write_decisions(
+    connection: Connection, court: Court, realm: str, news: Sequence[_News], handed_over: Sequence[_News]
+) -> None:
     rows: list[tuple[Any, ...]] = []
     for new in news:
         d, id_ = new.decision, decision_id(realm, new.decision.subject, new.revision)
@@ -615,16 +635,20 @@ async def _write_decisions(connection: Connection, court: Court, realm: str, new
         rows.append((id_, d.subject, new.revision, *told))
     await connection.execute(queries.save_decisions.sql, realm, *_columns(rows))
     failpoint("after_decide")
-    subjects = [new.decision.subject for new in news if new.revision > 1]
+    subjects = [new.decision.subject for new in news if new.revision > 1] + [
+        new.decision.subject for new in handed_over
+    ]
     refused = await connection.fetch(queries.rejected_subjects.sql, realm, subjects) if subjects else []
     rejected = {row["subject"] for row in refused}
     for new in news:
+        kept = [f"{step.kind} {step.subject}" for step in new.decision.prepared]
+        await connection.execute(
+            queries.withdraw_actions.sql, "its decision fell away or changed", realm, new.decision.subject, kept
+        )
+    taken_up = [new for new in handed_over if new.decision.subject not in rejected]
+    for new in (*taken_up, *news):
         decision, revision = new.decision, new.revision
         by_itself = decision.verdict is Verdict.REFUND and court.refunds == "auto" and decision.subject not in rejected
-        kept = [f"{step.kind} {step.subject}" for step in decision.prepared]
-        await connection.execute(
-            queries.withdraw_actions.sql, "its decision fell away or changed", realm, decision.subject, kept
-        )
         for step in decision.prepared:
             await queries.save_action(
                 connection,
@@ -641,6 +665,8 @@ async def _write_decisions(connection: Connection, court: Court, realm: str, new
                 due_at=decision.due_at,
                 agreed=new.agreed,
             )
+    for new in news:
+        decision, revision = new.decision, new.revision
         log.info(
             "decision.made",
             decision_id=decision_id(realm, decision.subject, revision),

@@ -29,7 +29,7 @@ from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
 from worker import errors
 from worker.cases import alert_cases
 from worker.db import Pool, connect_pool, connection, queries, transaction
-from worker.drain import Court, drain, settle
+from worker.drain import Court, drain, is_about_these, settle
 from worker.errors import DatabaseUnavailable
 from worker.nightly import run_if_due
 from worker.notices import NoticeSender
@@ -226,9 +226,9 @@ class WorkerProcess:
         try:
             async with transaction(self.pool) as conn:
                 settled = await settle(conn, self.court, realm, facts, wake=wake)
-        except DatabaseUnavailable:
-            raise
         except Exception as error:
+            if isinstance(error, DatabaseUnavailable) and not is_about_these(error.__cause__):
+                raise
             who = wake[0] if len(wake) == 1 else None
             log.error("sweep.failed", realm=realm, customer=who, error=type(error).__name__, exc_info=error)
             if who:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from handlers.account import Act, ActKind, Entry, EntryKind, Lot, LotBalance, Outage
-from handlers.credits import Credits, lots_of, postings, used_of_duplicate
+from handlers.credits import Credits, lots_of
 from handlers.customer import (
     SESSION_LINES_PREFIX,
     ChargeId,
@@ -30,6 +30,7 @@ from handlers.customer import (
 )
 from handlers.decisions import Verdict
 from handlers.duplicates import judge
+from handlers.ledger import postings, used_of_duplicate
 from handlers.terms import SHIPPED_POLICY, Policy
 from tests.handlers.history import DAY, HOUR, POLICY, T0, Billed, Bought, History, Sold, policy_with
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.account import Entry, EntryKind, Lot, LotBalance, LotKind
-from handlers.credits import lots_of, postings
+from handlers.credits import lots_of
 from handlers.customer import ChargeId, CustomerFile, Fact, Refund, at
+from handlers.ledger import postings
 from tests.handlers.history import DAY, T0, Bought, Sold
 from tests.handlers.test_credits import CUSTOMER, PACK, Story
 

@@ -89,12 +89,14 @@ class Life:
             lambda: sub["trial_start"] or self.books.update_items(sub, [{"price": s.stage.prices[self._plan()]}]),
             lambda: self.books.pause_collection(sub, rng.choice(("void", None))),
             lambda: self.books.charge_after_end(sub),
-            lambda: self.books.schedule(
-                sub, [([(sub["items"]["data"][0]["price"], 1)], later + 31 * DAY)], end_behavior="cancel"
-            ),
+            lambda: self.books.schedule(sub, [([self._held(sub)], later + 31 * DAY)], end_behavior="cancel"),
             lambda: self.books.release_schedule(self.books.by_id[sub["schedule"] or ""]) if sub["schedule"] else None,
         )
         rng.choice(deeds)()
+
+    def _held(self, sub: Obj) -> tuple[Obj, int]:
+        item = sub["items"]["data"][0]
+        return item["price"], item["quantity"]
 
     def _bank(self) -> None:
         rng = self.rng

@@ -56,12 +56,15 @@ select customer, key from links where realm = :realm and customer = any(:custome
 -- name: kin
 -- Everybody who may be one person with these customers: shared keys, followed to the end. A key that more than
 -- twenty customers share names nobody.
+-- `offset 0` keeps the planner from scanning all links: it cannot know how few keys a customer has.
 with recursive reached (customer) as (
     select unnest(:customers::text[]) collate "C"
     union
     select sharer.customer
     from reached
-    join links mine on mine.realm = :realm and mine.customer = reached.customer
+    cross join lateral (
+        select key from links where realm = :realm and customer = reached.customer offset 0
+    ) mine
     cross join lateral (
         select array_agg(l.customer) as customers
         from (select customer from links where realm = :realm and key = mine.key limit 21) l
@@ -69,8 +72,13 @@ with recursive reached (customer) as (
     cross join lateral unnest(sharing.customers) as sharer (customer)
     where cardinality(sharing.customers) between 2 and 20
 )
-select l.customer, l.key from reached join links l on l.realm = :realm and l.customer = reached.customer
-where (select count(*) from (select 1 from links k where k.realm = :realm and k.key = l.key limit 21) n) between 2 and 20;
+select reached.customer, mine.key
+from reached
+cross join lateral (
+    select l.key from links l where l.realm = :realm and l.customer = reached.customer
+      and (select count(*) from (select 1 from links k where k.realm = :realm and k.key = l.key limit 21) n) between 2 and 20
+    offset 0
+) mine;
 
 -- name: lock_keys!
 select pg_advisory_xact_lock(key) from unnest(:keys::bigint[]) as key;

@@ -158,8 +158,6 @@ select realm, id, kind, customer, body from objects where realm = any(:realms::t
 select realm, id, kind, body from objects
 where realm = :realm and customer is null and (reference_a = any(:ids::text[]) or reference_b = any(:ids::text[])) limit 50;
 
-
-
 -- name: find_operator_act^
 select realm, customer, body from acts where realm = any(:realms::text[]) and id = :id;
 
