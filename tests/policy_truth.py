@@ -959,12 +959,12 @@ async def on_purpose(s: Scene) -> Days:
     "bought again after a week: a person decides, also after another trial of the copy was reviewed, and that fell away",
     """
     subscription 1: renews, until day 92
-    subscription 2: renews, until day 74
+    subscription 2: renews, until day 91
     included credits of day 0: 500 granted, 500 left
     included credits of day 8: 500 granted, 500 left
-    included credits of day 13: 500 granted, 500 left
+    included credits of day 30: 500 granted, 500 left
     included credits of day 31: 500 granted, 500 left
-    included credits of day 44: 500 granted, 500 left
+    included credits of day 60: 600 granted, 600 left
     included credits of day 61: 600 granted, 600 left
     trial credits of day 10: 50 granted, 50 expired
     charge 2: review 29.00 USD under 4.3 (D3)
