@@ -12,7 +12,7 @@ from handlers.terms import Policy
 from tests.year_played import DAY, Declared, Played
 from worker import acts, cases, outages
 from worker.db import Pool, transaction
-from worker.drain import Court
+from worker.judging import Court
 
 REALM = "test"
 BY = "Ola"

@@ -19,7 +19,7 @@ from handlers.customer import CustomerId, Seconds, at
 from handlers.decisions import Decision, Judgement, as_json
 from handlers.ledger import postings
 from handlers.news import Notice, account_news, entry_news
-from worker.db import Connection, queries
+from worker.db import Connection, columns, queries
 from worker.failpoint import failpoint
 from worker.notices import write_notices
 
@@ -161,8 +161,7 @@ async def _save_accounts(
             log.info(
                 "standing.changed", customer=account.customer, was=str(before.standing), became=str(account.standing)
             )
-    columns = list(map(list, zip(*rows, strict=True)))
-    await conn.execute(queries.save_accounts.sql, realm, now, *columns)
+    await conn.execute(queries.save_accounts.sql, realm, now, *columns(rows))
 
 
 def _cause(before: Account, after: Account, decisions: Mapping[str, Decision]) -> str:
@@ -209,10 +208,10 @@ async def _post(
     fresh = [lot for of in wanted.values() for lot in of.values() if lot.id in entered and lot.id not in known]
     lots = [_lot_row(lot, ends_at) for lot, ends_at in moved] + [_lot_row(lot, _ends_at(lot)) for lot in fresh]
     if lots:
-        await conn.execute(queries.save_lots.sql, realm, *map(list, zip(*sorted(lots), strict=True)))
+        await conn.execute(queries.save_lots.sql, realm, *columns(sorted(lots)))
     rows = [_entry_row(customer, entry) for customer, found in sorted(posted.items()) for entry in found]
     if rows:
-        await conn.execute(queries.save_entries.sql, realm, *map(list, zip(*rows, strict=True)))
+        await conn.execute(queries.save_entries.sql, realm, *columns(rows))
     return posted
 
 
@@ -247,6 +246,6 @@ async def _save_alerts(conn: Connection, realm: str, judgements: Sequence[Judgem
         gone += [cause for cause in held if cause not in wanted]
     if raised:
         rows = sorted((a.cause, a.kind, str(a.severity), a.customer, a.subject, a.sentence) for a in raised)
-        await conn.execute(queries.raise_alerts.sql, realm, *map(list, zip(*rows, strict=True)))
+        await conn.execute(queries.raise_alerts.sql, realm, *columns(rows))
     if gone:
         await conn.execute(queries.resolve_alerts.sql, realm, sorted(gone))

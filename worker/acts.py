@@ -19,9 +19,9 @@ from handlers.account import OPERATOR_HOLD, Account, Act, ActKind
 from handlers.customer import CustomerId, Dispute, DisputeId, Seconds, SubscriptionId, at, decode
 from handlers.decisions import as_json
 from worker.db import Connection, queries
-from worker.drain import lock_number
 from worker.reading import Document, NotFound, fetch
 from worker.review import ActRefused, named, said_why
+from worker.settle import lock_number
 
 MAX_CREDITS = 1_000_000_000
 MAX_DAYS = 3660

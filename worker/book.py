@@ -16,7 +16,7 @@ from handlers.judgement import Ours, judge_person
 from handlers.payments import Contest, Payment, payments_of
 from worker.accounts import Books, load_books
 from worker.db import Connection, queries
-from worker.drain import Court, is_ours
+from worker.judging import Court, is_ours
 from worker.reading import Document, acts_by_decision, amount_of, decision_document, decoded, fetch
 
 BEGUN = ("sending", "sent")

@@ -18,7 +18,7 @@ from handlers.out_of_policy import LAPSED
 from handlers.payments import Payment
 from worker.book import Book, is_about
 from worker.db import Connection, queries
-from worker.drain import Court, is_ours
+from worker.judging import Court, is_ours
 from worker.reading import Document, decoded, fetch
 
 SUMS = ("granted", "consumed", "expired", "forfeited", "taken_back")

@@ -15,7 +15,8 @@ from handlers.judgement import Ours, judge_person
 from handlers.terms import Policy
 from worker.accounts import Books, load_books
 from worker.db import Connection, queries
-from worker.drain import is_ours, joined
+from worker.judging import is_ours
+from worker.settle import joined
 
 BATCH = 200
 

@@ -29,13 +29,15 @@ from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
 from worker import errors
 from worker.cases import alert_cases
 from worker.db import Pool, connect_pool, connection, queries, transaction
-from worker.drain import Court, drain, is_about_these, settle
+from worker.drain import drain, is_about_these
 from worker.errors import DatabaseUnavailable
+from worker.judging import Court
 from worker.nightly import run_if_due
 from worker.notices import NoticeSender
 from worker.perform import Performer
 from worker.ring import FUNCTION, QUEUE, connect_redis
 from worker.settings import Settings
+from worker.settle import settle
 from worker.stripe_gateway import StripeGateway
 
 DRAINS = 2

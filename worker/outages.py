@@ -13,8 +13,8 @@ from handlers.account import Lot, Outage
 from handlers.customer import PriceId
 from handlers.decisions import as_json
 from worker.db import Connection, queries
-from worker.drain import Court
 from worker.history import persons
+from worker.judging import Court
 from worker.reading import Document, NotUnderstood, fetch
 from worker.review import ActRefused, named, said_why
 

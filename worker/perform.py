@@ -38,9 +38,10 @@ from handlers.events import Unreadable
 from handlers.payments import payments_of
 from handlers.refunds import Reads, last_look, parameters, refunded_minor_of, survivor_of
 from worker.db import UNAVAILABLE, Connection, Pool, connection, queries
-from worker.drain import Court, Overtaken, lock_number, settle
 from worker.errors import DatabaseUnavailable, OutcomeUnknown, StripeRefused, StripeUnavailable
 from worker.failpoint import failpoint
+from worker.judging import Court
+from worker.settle import Overtaken, lock_number, settle
 from worker.stripe_gateway import Reply, StripeGateway
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ from handlers.terms import Policy, load_policy
 from reconcile.policies import Change, changes, terms_changed, throughout, to_be_told, without_refunds
 from worker import reading
 from worker.db import Connection, queries
-from worker.drain import Court, is_ours
 from worker.history import persons
 from worker.jobs import read_policy
+from worker.judging import Court, is_ours
 from worker.settings import Settings
 
 

@@ -17,8 +17,8 @@ from handlers.decisions import ActionKind, Decision, Money, Verdict
 from handlers.payments import payments_of
 from handlers.terms import Policy
 from worker.db import Connection, queries
-from worker.drain import action_id, lock_number
 from worker.errors import Permanent
+from worker.judging import action_id
 from worker.reading import (
     Document,
     NotFound,
@@ -29,6 +29,7 @@ from worker.reading import (
     decoded,
     fetch,
 )
+from worker.settle import lock_number
 
 OPEN_STATES = ("proposed", "review", "failed")
 """States of an action in which it waits for a person."""

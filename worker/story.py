@@ -28,8 +28,8 @@ from handlers.payments import Payment
 from worker import cases, clauses, outages
 from worker.book import Book, answer, decided, is_about, open_book, payment_document, stored_document
 from worker.db import Connection, queries
-from worker.drain import Court
 from worker.inbox import unpack
+from worker.judging import Court
 from worker.reading import Document, NotFound, action_story, fetch, without_personal_data
 from worker.review import find
 from worker.timeline import timeline

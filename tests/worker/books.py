@@ -6,7 +6,8 @@ from handlers.customer import AnyFact
 from handlers.terms import Policy
 from tests.handlers.history import POLICY, History
 from worker.db import Pool, transaction
-from worker.drain import Court, settle
+from worker.judging import Court
+from worker.settle import settle
 
 REALM = "test"
 REALMS = [REALM]

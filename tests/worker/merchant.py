@@ -14,8 +14,9 @@ from handlers.terms import Policy, load_policy, parse_policy
 from sandbox import Sandbox
 from sandbox.webhooks import snapshot_body, thin_body
 from worker.db import Pool, transaction
-from worker.drain import Court, drain
+from worker.drain import drain
 from worker.inbox import read_event, store_rows
+from worker.judging import Court
 from worker.perform import Performer
 from worker.settings import Settings
 from worker.stripe_gateway import StripeGateway

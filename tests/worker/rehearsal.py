@@ -21,8 +21,9 @@ from sandbox.webhooks import snapshot_body
 from tests.worker.merchant import POLICY_FILE, Merchant, Obj, merchant, store
 from worker import acts, cases, outages
 from worker.db import Pool, transaction
-from worker.drain import WITHDRAWN, Court, drain
+from worker.drain import drain
 from worker.jobs import WorkerProcess
+from worker.judging import WITHDRAWN, Court
 from worker.perform import Performer
 from worker.settings import Settings
 

@@ -15,9 +15,10 @@ from tests.handlers.history import DAY, T0, Bought, History
 from tests.handlers.test_credits import PACK, Story, without_credits
 from tests.worker.books import REALM, court, tell
 from worker.db import Pool, queries, transaction
-from worker.drain import Court, settle
 from worker.jobs import WorkerProcess
+from worker.judging import Court
 from worker.settings import Settings
+from worker.settle import settle
 
 
 async def sums(pool: Pool) -> dict[str, tuple[int, ...]]:

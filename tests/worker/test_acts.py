@@ -25,11 +25,11 @@ from worker.acts import Wish, carry_out, seen
 from worker.cli_accounts import chargebacks_app, credits_app, register
 from worker.cli_notices import alerts_app, notices_app
 from worker.db import Pool, connection, queries, transaction
-from worker.drain import settle
 from worker.errors import FinalsaleError
 from worker.reading import Document, NotFound
 from worker.review import ActRefused
 from worker.settings import Settings
+from worker.settle import settle
 
 
 def subscribed(*disputes: str) -> History:

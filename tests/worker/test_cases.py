@@ -27,7 +27,7 @@ from worker import cases
 from worker.cases import CaseConflict, CaseInvalid, alert_cases, list_cases, open_case, overdue_cases, show_case
 from worker.cli_cases import cases as app
 from worker.db import Pool, connection, transaction
-from worker.drain import decision_id
+from worker.judging import decision_id
 from worker.reading import Document, NotFound
 from worker.review import ActRefused
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 import worker.drain
+import worker.judging
 from handlers.customer import AnyFact, Charge, CustomerId, Dispute, Fact
 from handlers.decisions import Judgement
 from handlers.events import parse_event
@@ -23,10 +24,11 @@ from tests.stripe_sender import thin_event
 from tests.worker.books import court
 from tests.worker.merchant import Merchant, merchant, store
 from worker.db import Pool, connect_pool, connection, queries, transaction
-from worker.drain import MAX_ATTEMPTS, drain, settle
+from worker.drain import MAX_ATTEMPTS, drain
 from worker.errors import DatabaseUnavailable
 from worker.jobs import WorkerProcess
 from worker.settings import Settings
+from worker.settle import settle
 
 Obj = dict[str, Any]
 
@@ -403,7 +405,7 @@ async def test_an_event_that_breaks_the_judge_is_found_by_halving_tried_eight_ti
             raise ZeroDivisionError("secret words of a customer")
         return judge_person(facts, *args, **named)
 
-    monkeypatch.setattr(worker.drain, "judge_person", breaks)
+    monkeypatch.setattr(worker.judging, "judge_person", breaks)
     good = [charge_event(f"evt_{n}", id=f"ch_{n}", customer=f"cus_{n}") for n in range(12)]
     await store(pool, *good[:5], charge_event("evt_bad", id="ch_bad", customer="cus_bad"), *good[5:])
     assert await drain(pool, court()) == 13
@@ -495,7 +497,7 @@ async def test_a_file_that_cannot_be_judged_stops_no_other_wake_up(
             raise ZeroDivisionError
         return judge_person(facts, *args, **named)
 
-    monkeypatch.setattr(worker.drain, "judge_person", breaks)
+    monkeypatch.setattr(worker.judging, "judge_person", breaks)
     await m.pool.execute(
         """insert into wakeups (realm, customer, due_at) values ('test', $1, now()), ('test', $2, now())
            on conflict (realm, customer) do update set due_at = now()""",

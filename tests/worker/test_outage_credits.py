@@ -11,9 +11,9 @@ from tests.handlers.history import DAY, MONTH, T0, History
 from tests.worker.books import REALM, REALMS, court, tell
 from worker import outages
 from worker.db import Pool, queries, transaction
-from worker.drain import settle
 from worker.reading import NotUnderstood
 from worker.review import ActRefused
+from worker.settle import settle
 
 BEGINS, ENDS = at(T0 + 3 * DAY), at(T0 + 6 * DAY)  # three of thirty days: a tenth of 500 credits
 WHO = {"by": "Ann", "reason": "the image models were down"}

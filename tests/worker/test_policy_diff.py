@@ -11,7 +11,7 @@ from handlers.terms import SHIPPED_POLICY, parse_policy
 from tests.handlers.history import DAY, HOUR, MINUTE, POLICY, History
 from tests.worker.books import REALM, court, tell
 from worker.db import Pool, connection
-from worker.drain import action_id
+from worker.judging import action_id
 from worker.policy_diff import diff, policy_named
 from worker.reading import Document, NotFound
 from worker.settings import Settings

@@ -17,11 +17,11 @@ from tests.stripe_sender import WEBHOOK_SECRET
 from tests.worker.books import REALMS, court, tell
 from worker import review
 from worker.db import Pool, connection, transaction
-from worker.drain import settle
 from worker.jobs import WorkerProcess
 from worker.reading import Document, NotFound
 from worker.review import ActRefused
 from worker.settings import Settings
+from worker.settle import settle
 from worker.web import listening
 
 

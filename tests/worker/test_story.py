@@ -12,7 +12,7 @@ from tests.stripe_sender import event
 from tests.worker.books import REALMS, court, tell
 from worker import story
 from worker.db import Pool, connection
-from worker.drain import Court
+from worker.judging import Court
 from worker.reading import Document, NotFound
 
 

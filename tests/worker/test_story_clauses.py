@@ -18,9 +18,10 @@ from tests.worker.books import REALM, REALMS, court, tell
 from worker import cases, outages, review, story
 from worker.acts import Wish, carry_out
 from worker.db import Pool, connection, transaction
-from worker.drain import Court, settle
+from worker.judging import Court
 from worker.reading import Document
 from worker.review import ActRefused
+from worker.settle import settle
 
 EMAIL = "ann@example.com"
 AGREED = policy_with(

@@ -6,7 +6,7 @@ A statement `-- name: count_waiting$` in any of the files is `await queries.coun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -102,3 +102,8 @@ async def transaction(pool: Pool, *, timeout_s: float = ACQUIRE_TIMEOUT_S) -> As
     """One transaction: committed when the block ends, rolled back when it raises. Raises DatabaseUnavailable."""
     async with connection(pool, timeout_s=timeout_s) as acquired, acquired.transaction():
         yield acquired
+
+
+def columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows as the arrays that `unnest` takes; there must be one row at least."""
+    return list(map(list, zip(*rows, strict=True)))
