@@ -48,7 +48,7 @@ async def database_url(servers: EmbeddedServers) -> AsyncIterator[str]:
     name = f"test_{secrets.token_hex(6)}"
     maintenance = database_named(servers, "postgres")
     connection = await asyncpg.connect(maintenance)
-    await connection.execute(f"create database {name} template finalsale")
+    await connection.execute(f"create database {name} template finalsale strategy file_copy")
     await connection.close()
     yield database_named(servers, name)
     connection = await asyncpg.connect(maintenance)
