@@ -62,7 +62,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
 
     def gather(self, name: str, other: Any) -> Any:
         """The union of a `GATHERED` field of ours with another telling's: commutative, associative, idempotent."""
-        raise NotImplementedError(name)
+        raise AssertionError(f"{name} is not gathered")
 
     def references(self) -> tuple[str, ...]:
         """Ids of the objects through which the customer is found when the object itself does not name one."""

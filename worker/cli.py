@@ -25,16 +25,13 @@ from worker.db import queries
 from worker.desk import Desk, ask, settings_of_environment, with_database
 from worker.errors import FinalsaleError
 from worker.log import get_logger
+from worker.options import By, Json, Limit, Note
 from worker.settings import Settings
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 PAGE = 50
 """Rows of a table where no --limit is given; a JSON document has them all."""
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
-By = Annotated[str, Parameter(help="Your name; it is kept with what you decide.")]
-Note = Annotated[str, Parameter(help="Why, for whoever reads this later.")]
-Limit = Annotated[int | None, Parameter(help="At most so many rows, the newest first.")]
 Id = Annotated[str, Parameter(name="ID", help="A decision's id, a unique beginning of it, or the charge it is about.")]
 
 

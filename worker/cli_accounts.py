@@ -12,14 +12,12 @@ from handlers.account import ActKind
 from handlers.chargebacks import CLOSED
 from worker import acts, chargebacks, reading, review, show
 from worker.desk import Desk, ask, settings_of_environment
+from worker.options import By, Json, Note
 from worker.stripe_gateway import StripeGateway
 
 credits_app = App(name="credits", help="Credits of single customers: every lot and entry, service credits (4.1).")
 chargebacks_app = App(name="chargebacks", help="Disputes (7): deadlines, decisions, drafts of evidence.")
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
-By = Annotated[str, Parameter(help="Your name; it is kept with what you do.")]
-Reason = Annotated[str, Parameter(help="Why, for whoever reads this later.")]
 Case = Annotated[str | None, Parameter(help="The case it belongs to.")]
 Key = Annotated[str | None, Parameter(help="A word of your own: repeated under the same one, it is done once.")]
 Customer = Annotated[str, Parameter(name="ID", help="The customer (cus_...).")]
@@ -36,7 +34,7 @@ def register(customers: App) -> None:
 
 
 def suspend(
-    id_: Customer, /, *, by: By, reason: Reason, case: Case = None, key: Key = None, as_json: Json = False
+    id_: Customer, /, *, by: By, reason: Note, case: Case = None, key: Key = None, as_json: Json = False
 ) -> None:
     """Suspend a customer until `lift`: a hold of your own, beside those of disputes. Credits cannot be consumed meanwhile."""
     _act(acts.Wish(kind=ActKind.SUSPEND, customer=id_, by=by, reason=reason, case=case, key=key), as_json)
@@ -47,7 +45,7 @@ def lift(
     /,
     *,
     by: By,
-    reason: Reason,
+    reason: Note,
     dispute: Annotated[str | None, Parameter(help="Lift this dispute's hold instead of the operators' own.")] = None,
     case: Case = None,
     key: Key = None,
@@ -66,7 +64,7 @@ def keep(
     *,
     dispute: Annotated[str, Parameter(help="The dispute whose hold stays.")],
     by: By,
-    reason: Reason,
+    reason: Note,
     case: Case = None,
     key: Key = None,
     as_json: Json = False,
@@ -81,7 +79,7 @@ def extend(
     *,
     subscription: str,
     by: By,
-    reason: Reason,
+    reason: Note,
     until: str | None = None,
     days: int | None = None,
     case: Case = None,
@@ -166,7 +164,7 @@ def grant(
     *,
     credits_: Annotated[int, Parameter(name="--credits", help="Whole credits.")],
     by: By,
-    reason: Reason,
+    reason: Note,
     until: Annotated[str | None, Parameter(help="They end then (2026-01-31); without it never.")] = None,
     case: Case = None,
     key: Key = None,

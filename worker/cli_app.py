@@ -10,11 +10,10 @@ from worker import show
 from worker import tokens as bearer_tokens
 from worker.desk import ask
 from worker.log import get_logger
+from worker.options import By, Json
 
 log = get_logger()
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
-By = Annotated[str, Parameter(help="Your name; it is kept with the token.")]
 Expires = Annotated[str | None, Parameter(help="How long it is valid: 90d, 24h, 30m. Without it, until it is revoked.")]
 
 tokens = App(name="tokens", help="Bearer tokens of the merchant's app.", default_parameter=Parameter(negative=""))

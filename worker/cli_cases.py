@@ -15,15 +15,13 @@ from worker import cases as desk_of_cases
 from worker import show
 from worker.cases import CaseInvalid, CaseRequest
 from worker.desk import Desk, ask
+from worker.options import By, Json, Note
 from worker.reading import Document, NotUnderstood
 
 MAX_FILE = 65_536
 PAGE = 50
 """Rows of a table where no --limit is given; a JSON document has them all."""
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
-By = Annotated[str, Parameter(help="Your name; it is kept with what you do.")]
-Note = Annotated[str, Parameter(help="Why, for whoever reads this later.")]
 Id = Annotated[str, Parameter(name="ID", help="A case's id, or a unique beginning of it.")]
 
 cases = App(name="cases", help="Support requests (5): evaluated at once, to be answered within 24 hours.")

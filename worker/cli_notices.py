@@ -9,12 +9,11 @@ from cyclopts import App, Parameter
 
 from worker import notices, reading, show
 from worker.desk import Desk, ask
+from worker.options import Json, Limit
 
 notices_app = App(name="notices", help="Signed notices to the merchant's app: what it was told and what waits.")
 alerts_app = App(name="alerts", help="What people should hear of: chargebacks, deadlines, refunds by hand, failures.")
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
-Limit = Annotated[int | None, Parameter(help="At most so many rows.")]
 State = Literal["waiting", "sent", "failed", "held"]
 PAGE = 50
 """Rows of a table where no --limit is given; a JSON document has them all."""

@@ -8,10 +8,10 @@ from cyclopts import App, Parameter
 
 from worker import outages, reading, show
 from worker.desk import Desk, ask
+from worker.options import Json
 
 outage = App(name="outage", help="Outages and the service credits they bring (4.2).")
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
 Moment = Annotated[str, Parameter(help="A date and time (2026-01-31T12:00:00Z), or how far back (6h).")]
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.decisions import Money
-from handlers.terms import Duration, Policy
+from handlers.terms import Policy, as_written
 
 WIDTH_WITHOUT_TERMINAL = 200
 MAX_REFUSALS_SHOWN = 20
@@ -279,29 +279,8 @@ def imported(document: Document) -> None:
 
 def policy_document(policy: Policy) -> dict[str, Any]:
     """The whole policy as the file writes it: durations as `15m`, money in minor units."""
-    told: dict[str, Any] = msgspec.to_builtins(_written(policy))
+    told: dict[str, Any] = msgspec.to_builtins(as_written(policy))
     return told
-
-
-def _written(value: Any) -> Any:
-    match value:
-        case Duration():
-            return _duration(value)
-        case msgspec.Struct():
-            return {f.encode_name: _written(getattr(value, f.name)) for f in msgspec.structs.fields(value)}
-        case dict():
-            return {key: _written(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_written(inner) for inner in value]
-        case _:
-            return value
-
-
-def _duration(seconds: int) -> str:
-    for unit_s, letter in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds and seconds % unit_s == 0:
-            return f"{seconds // unit_s}{letter}"
-    return f"{seconds}s"
 
 
 def policy(document: Document) -> None:
