@@ -103,13 +103,12 @@ async def write_accounts(
         for customer, account in judgement.accounts.items():
             held = books.accounts.get(customer)
             nothing = not account.holds and not account.access and account.standing is Standing.GOOD
-            if (held is None and nothing) or (held is not None and as_json(account) == held.body):
-                if held is not None:
-                    news += account_news(held.account, account, held.changed_at, int(now.timestamp()))
+            if held is None and nothing:
                 continue
-            changed.append((account, held))
             was, since = (held.account, held.changed_at) if held else (None, 0)
-            news += account_news(was, account, since, int(now.timestamp()))
+            news += account_news(was, account, since, int(now.timestamp()))  # also of an end that came by time alone
+            if held is None or as_json(account) != held.body:
+                changed.append((account, held))
     if changed:
         await _save_accounts(conn, realm, now, changed, judgements)
     entries = await _post(conn, realm, now, judgements, books)

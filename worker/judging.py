@@ -280,5 +280,6 @@ def _lookup(kind: str, id_: str) -> tuple[str, str, str, int]:
 
 
 async def want(connection: Connection, realm: str, wanted: Sequence[tuple[str, str, str, int]]) -> None:
+    """Ask for objects to be read from Stripe: kind, id, path, and after how many seconds. Asked twice, it is read once."""
     unique = sorted({(kind, id_): (kind, id_, path, delay_s) for kind, id_, path, delay_s in wanted}.values())
     await connection.execute(queries.want_lookups.sql, realm, *columns(unique))
