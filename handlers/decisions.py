@@ -122,6 +122,20 @@ class Acted(msgspec.Struct, frozen=True, kw_only=True):
     state: str
 
 
+class PaidPeriod(msgspec.Struct, frozen=True, kw_only=True):
+    """A service period that a payment paid: [start, end) in unix seconds, of one thing. Two that overlap may be copies (4.3)."""
+
+    charge: ChargeId
+    customer: CustomerId
+    thing: str
+    """The product or price of the lines; `bare` and the amount where no invoice says what was paid."""
+    amount_minor: int
+    currency: str
+    paid_at: int
+    start: int
+    end: int
+
+
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the rules say about one file: the decisions, by subject, and what they would still like to know."""
 
@@ -138,6 +152,8 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Lots in the ledger of which nothing can be said until a look-up is back: they stay as they are."""
     alerts: dict[str, Alert] = {}
     """What people should hear of now, by cause."""
+    paid: tuple[PaidPeriod, ...] = ()
+    """What the payments paid for."""
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")

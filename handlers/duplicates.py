@@ -28,6 +28,7 @@ from handlers.customer import CustomerFile
 from handlers.decisions import Acted, Judgement
 from handlers.duplicate_invoices import invoiced_twice, paid_more_than_once
 from handlers.duplicate_subscriptions import bought_twice, trials_about_to_charge
+from handlers.payments import paid_periods
 from handlers.terms import Policy
 
 RULES = (
@@ -60,5 +61,8 @@ def judge(
         for rule in RULES:
             rule(court)
     return Judgement(
-        decisions=court.decisions, wanted=frozenset(court.wanted), judge_again_at=min(court.wake_at, default=None)
+        decisions=court.decisions,
+        wanted=frozenset(court.wanted),
+        judge_again_at=min(court.wake_at, default=None),
+        paid=tuple(paid_periods(file, court.payments)),
     )

@@ -93,4 +93,5 @@ def judge_person(
         lots=lots,
         unproved=frozenset(unproved),
         alerts=alerts,
+        paid=judged.paid,
     )

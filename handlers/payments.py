@@ -10,6 +10,7 @@ import msgspec
 
 from handlers.customer import (
     Charge,
+    ChargeId,
     CheckoutSession,
     CustomerFile,
     CustomerId,
@@ -24,7 +25,7 @@ from handlers.customer import (
     Refund,
     Seconds,
 )
-from handlers.decisions import Money
+from handlers.decisions import Money, PaidPeriod
 
 NOT_SERVICE = ("subscription_threshold", "subscription_update")
 """Billing reasons whose lines are usage or prorations, never a service period bought anew."""
@@ -237,6 +238,41 @@ def service_lines(file: CustomerFile, invoice: Invoice) -> list[Line]:
         and line.net_minor > 0
         and line.period_end > line.period_start
     ]
+
+
+BARE_PERIOD_S = 7 * 86_400
+"""How long a payment without an invoice looks like a copy of an equal one (D6 and D7 reach days)."""
+
+
+def paid_periods(file: CustomerFile, payments: Iterable[Payment]) -> list[PaidPeriod]:
+    """What each payment paid for, one row per thing, so that overlaps can be found over all files at once.
+
+    A first sight only, wider than the rules: whoever overlaps here is judged by them.
+    """
+    found = []
+    for payment in payments:
+        spans: dict[str, tuple[int, Seconds, Seconds]] = {}
+        for line in service_lines(file, payment.invoice) if payment.invoice else ():
+            thing = line.product or line.price or "?"
+            minor, start, end = spans.get(thing, (0, line.period_start, line.period_end))
+            spans[thing] = minor + line.net_minor, min(start, line.period_start), max(end, line.period_end)
+        if payment.bare and payment.charge.customer:
+            bare = f"bare {payment.charge.captured_minor}"
+            spans = {bare: (payment.charge.captured_minor, payment.paid_at, payment.paid_at + BARE_PERIOD_S)}
+        found += [
+            PaidPeriod(
+                charge=ChargeId(payment.id),
+                customer=payment.charge.customer or CustomerId(payment.id),
+                thing=thing,
+                amount_minor=minor,
+                currency=payment.currency,
+                paid_at=payment.paid_at,
+                start=start,
+                end=end,
+            )
+            for thing, (minor, start, end) in sorted(spans.items())
+        ]
+    return found
 
 
 def overlap_s(a: Line, b: Line) -> Seconds:

@@ -99,7 +99,20 @@ async def judge_groups(
         await want(connection, realm, [_lookup(kind, id_) for kind, id_ in sorted(wanted)])
     if news:
         await _write_decisions(connection, court, realm, news, _handed_over(news, judgements, current))
+    await _write_paid_periods(connection, realm, groups, judgements)
     return len(news), await write_accounts(connection, realm, now, judgements, books)
+
+
+async def _write_paid_periods(
+    connection: Connection, realm: str, groups: Sequence[set[str]], judgements: Sequence[Judgement]
+) -> None:
+    rows = [
+        (p.charge, p.thing, min(group), p.customer, p.amount_minor, p.currency, p.paid_at, p.start, p.end)
+        for group, judgement in zip(groups, judgements, strict=True)
+        for p in judgement.paid
+    ]
+    if rows:
+        await connection.execute(queries.save_paid_periods.sql, *columns(rows), realm)
 
 
 def is_ours(realm: str, refund: Refund) -> bool:

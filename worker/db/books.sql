@@ -90,18 +90,22 @@ select id, customer, body, xmin as version from objects where realm = :realm and
 select id, customer, body, xmin as version from objects where realm = :realm and id = any(:ids::text[]);
 
 -- name: insert_objects
-insert into objects (realm, id, kind, customer, reference_a, reference_b, as_of, body)
+insert into objects (realm, id, kind, customer, reference_a, reference_b, as_of, body, created, digest, moved_minor, currency)
 select :realm, * from unnest(:ids::text[], :kinds::text[], :customers::text[], :references_a::text[], :references_b::text[],
-                             :as_of::bigint[], :bodies::bytea[])
+                             :as_of::bigint[], :bodies::bytea[], :created::bigint[], :digests::bigint[], :moved::bigint[],
+                             :currencies::text[])
 on conflict do nothing
 returning id;
 
 -- name: update_objects
 -- Only rows that still are what was read: an object whose customer nobody knows is under no lock, and two workers may hold it.
+-- Whoever tells of an object knows it: a mark that Stripe does not is taken off.
 update objects set customer = told.customer, reference_a = told.reference_a, reference_b = told.reference_b, as_of = told.as_of,
-    body = told.body
+    body = told.body, created = told.created, digest = told.digest, moved_minor = told.moved_minor, currency = told.currency,
+    unknown_since = null
 from unnest(:ids::text[], :customers::text[], :references_a::text[], :references_b::text[], :as_of::bigint[], :bodies::bytea[],
-            :versions::xid[]) as told (id, customer, reference_a, reference_b, as_of, body, version)
+            :created::bigint[], :digests::bigint[], :moved::bigint[], :currencies::text[], :versions::xid[])
+  as told (id, customer, reference_a, reference_b, as_of, body, created, digest, moved_minor, currency, version)
 where objects.realm = :realm and objects.id = told.id and objects.xmin = told.version
 returning objects.id;
 
@@ -127,6 +131,26 @@ select told.id, :realm, told.subject, told.revision, told.customer, told.clause,
 from unnest(:ids::text[], :subjects::text[], :revisions::int[], :customers::text[], :clauses::text[], :rules::text[],
             :verdicts::text[], :policy_versions::text[], :fingerprints::text[], :bodies::bytea[])
   as told (id, subject, revision, customer, clause, rule, verdict, policy_version, fingerprint, body);
+
+-- name: save_paid_periods!
+-- What a charge paid for may be told otherwise later: what is not among its rows any more goes.
+with told as (
+    select * from unnest(:charges::text[], :things::text[], :persons::text[], :customers::text[], :amounts::bigint[],
+                         :currencies::text[], :paid_at::bigint[], :starts::bigint[], :ends::bigint[])
+      as t (charge, thing, person, customer, amount_minor, currency, paid_at, period_start, period_end)
+), gone as (
+    delete from paid_periods p using (select distinct charge from told) t
+    where p.realm = :realm and p.charge = t.charge
+      and not exists (select from told where told.charge = p.charge and told.thing = p.thing)
+)
+insert into paid_periods as p (realm, charge, thing, person, customer, amount_minor, currency, paid_at, period_start, period_end)
+select :realm, charge, thing, person, customer, amount_minor, currency, paid_at, period_start, period_end from told
+on conflict (realm, charge, thing) do update
+set person = excluded.person, customer = excluded.customer, amount_minor = excluded.amount_minor, currency = excluded.currency,
+    paid_at = excluded.paid_at, period_start = excluded.period_start, period_end = excluded.period_end
+where (p.person, p.customer, p.amount_minor, p.currency, p.paid_at, p.period_start, p.period_end)
+   is distinct from (excluded.person, excluded.customer, excluded.amount_minor, excluded.currency, excluded.paid_at,
+                     excluded.period_start, excluded.period_end);
 
 -- name: rejected_subjects
 -- What a person said no to: no later revision acts by itself.

@@ -1,0 +1,53 @@
+"""What the tables hold of a fact beside its bytes: when its object was created, a digest of what it says, the money it moved."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from handlers.customer import Charge, Dispute, Fact, Invoice, PaymentIntent, Refund, Seconds, Subscription, encode
+from handlers.decisions import Money
+
+
+def created_of(fact: Fact) -> Seconds | None:
+    """Stripe's `created`; None for what is no object of Stripe's but a list read at one moment."""
+    created: Seconds | None = getattr(fact, "created", None)
+    return created
+
+
+def digest(fact: Fact) -> int:
+    """64 bits over what a telling says, equal for tellings that say the same whenever they were told.
+
+    Left out are the moment of the telling, what is gathered over many tellings, and what only some API shapes tell. So
+    equal digests mean that nothing differs; unequal ones that somebody has to look field by field.
+    """
+    said: dict[str, Any] = {"as_of": 0, **dict.fromkeys(fact.GATHERED, ())}
+    match fact:
+        case Charge() | PaymentIntent():
+            said |= {"invoice": None}
+        case Invoice():
+            said |= {"payment_intent": None, "charge": None, "overpaid_minor": fact.overpaid_minor or None}
+        case Subscription():
+            said |= {"schedule": None}
+        case _:
+            pass
+    whole = encode(msgspec.structs.replace(fact, **said))
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "big", signed=True)
+
+
+def moved(fact: Fact) -> Money | None:
+    """What an object moved of the merchant's money, in its own currency: a captured charge, less refunds, less disputes.
+
+    None where it moves none: failed and uncaptured charges, refunds that failed, inquiries, and kinds that are no money.
+    """
+    match fact:
+        case Charge(status="succeeded", captured=True):
+            return Money(fact.captured_minor, fact.currency) if fact.captured_minor else None
+        case Refund() if fact.live:
+            return Money(-fact.amount_minor, fact.currency)
+        case Dispute() if fact.withdrawn_minor:
+            return Money(-fact.withdrawn_minor, fact.currency)
+        case _:
+            return None
