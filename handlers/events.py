@@ -53,8 +53,10 @@ from handlers.wire_subscriptions import SessionLineWire, SubscriptionScheduleWir
 
 __all__ = [
     "ACTION_KEY",
+    "EVENT_GENERATION_FAILED",
     "MAX_MINOR",
     "MAX_SECONDS",
+    "Gap",
     "Hint",
     "Told",
     "Unreadable",
@@ -67,6 +69,18 @@ __all__ = [
 ]
 
 W = TypeVar("W")
+
+EVENT_GENERATION_FAILED = "v2.core.health.event_generation_failure.resolved"
+"""Stripe could not make an event: it is neither delivered nor listed, ever (docs.stripe.com/webhooks/handle-irrecoverable-events)."""
+GAP_UNTOLD = 3 * 86_400
+"""How far back such a failure may lie where Stripe does not say; for so long Stripe tries to deliver what it could make."""
+
+
+class Gap(Struct, frozen=True):
+    """Unix seconds [since, until) in which Stripe failed to make an event. Which object's, is in the event's `hint`, if told."""
+
+    since: Seconds
+    until: Seconds
 
 
 class Hint(Struct, frozen=True):
@@ -88,6 +102,7 @@ class Told(Struct, frozen=True, kw_only=True):
     account: str | None = None
     fact: AnyFact | None = None
     hint: Hint | None = None
+    gap: Gap | None = None
     previous_status: str | None = None
 
 
@@ -101,13 +116,15 @@ def parse_event(payload: bytes) -> Told:
         created = int(event.created.timestamp())
         if not 0 <= created <= MAX_SECONDS:
             raise Unreadable("event", event.id, "event.created", "out of range")
+        lost = _lost(event.data) if event.type == EVENT_GENERATION_FAILED else None
         return Told(
             event_id=event.id,
             type=event.type,
             created=created,
             livemode=event.livemode,
             account=_account(event.account, event.context),
-            hint=_hint(event.related_object),
+            hint=_hint(event.related_object) if lost is None else lost.hint(),
+            gap=None if lost is None else lost.gap(created),
         )
     kind = HANDLERS.get(event.type)
     fact = None if kind is None else _fact(event.data.object, event.created, kind)
@@ -212,6 +229,42 @@ class _ThinEvent(ObjectWire, tag="v2.core.event"):
     account: Text | None = None
     context: Text | None = None
     related_object: _Related | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _LostObject(Struct):
+    id: str
+    type: str
+
+
+class _Impact(Struct):
+    related_object: _LostObject | None = None
+
+
+class _Lost(Struct):
+    """`data` of the event about a failed event, as far as we use it. A delivered event may come without any of it."""
+
+    impact: _Impact | None = None
+    started_at: Annotated[datetime, Meta(tz=True)] | None = None
+    resolved_at: Annotated[datetime, Meta(tz=True)] | None = None
+
+    def gap(self, created: Seconds) -> Gap:
+        """The failure's time. What is not told, or cannot be, is taken from when the event about it was made."""
+        until = created + 1
+        if self.resolved_at is not None:
+            until = min(until, int(self.resolved_at.timestamp()) + 1)
+        since = until - GAP_UNTOLD
+        if self.started_at is not None and 0 <= self.started_at.timestamp() < until:
+            since = int(self.started_at.timestamp())
+        return Gap(max(0, since), max(1, until))
+
+    def hint(self) -> Hint | None:
+        """The object that changed unheard, if it is of a kind that we read. The address told with it is a page for people."""
+        about = self.impact.related_object if self.impact is not None else None
+        if about is None or _PRINTABLE_ID.fullmatch(about.id) is None:
+            return None
+        kind = _THIN_NAMES.get(about.type, about.type)
+        return Hint(kind, about.id, "") if kind in _KINDS else None
 
 
 class _Named(Struct):
@@ -240,6 +293,7 @@ _PAGE = msgspec.json.Decoder(_Page)
 _BALANCE_TRANSACTION = msgspec.json.Decoder(BalanceTransactionWire)
 _SESSION_LINE = msgspec.json.Decoder(SessionLineWire)
 _NAMED = msgspec.json.Decoder(_Named)
+_LOST = msgspec.json.Decoder(_Lost | None)
 
 _KINDS = frozenset(HANDLERS.values())
 _THIN_NAMES = {"charge.dispute": "dispute", "customer.subscription": "subscription"}
@@ -303,6 +357,14 @@ def _account(account: str | None, context: str | None) -> str | None:
         last = context.rpartition("/")[2]
         account = last if last.startswith("acct_") else None
     return account
+
+
+def _lost(data: msgspec.Raw) -> _Lost:
+    """What a health event tells. In a shape that nobody knows it tells nothing, and is a gap all the same."""
+    try:
+        return _LOST.decode(data) or _Lost()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Lost()
 
 
 def _hint(related: _Related | None) -> Hint | None:

@@ -1,4 +1,4 @@
-"""What the tables hold of a fact beside its bytes: when its object was created, a digest of what it says, the money it moved."""
+"""What the tables hold of a fact beside its bytes: when it was created, a digest, the money it moved, whether it may still change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from typing import Any
 
 import msgspec
 
-from handlers.customer import Charge, Dispute, Fact, Invoice, PaymentIntent, Refund, Seconds, Subscription, encode
+from handlers.customer import (
+    Charge,
+    CheckoutSession,
+    Dispute,
+    Fact,
+    Invoice,
+    InvoicePayment,
+    PaymentIntent,
+    Refund,
+    Seconds,
+    Subscription,
+    SubscriptionSchedule,
+    encode,
+)
 from handlers.decisions import Money
 
 
@@ -37,6 +50,31 @@ def digest(fact: Fact) -> int:
     return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "big", signed=True)
 
 
+def unfinished(fact: Fact) -> bool:
+    """Whether an object may still change by itself, so that the nightly run reads it again whatever its age."""
+    match fact:
+        case Charge():
+            return fact.status == "pending" or (fact.status == "succeeded" and not fact.captured)
+        case PaymentIntent():
+            return fact.status in ("processing", "requires_action", "requires_capture")
+        case Invoice():
+            return fact.status in ("draft", "open")
+        case InvoicePayment():
+            return fact.status == "open"
+        case Subscription():
+            return fact.alive
+        case Refund():
+            return fact.status not in ("succeeded", "failed", "canceled")
+        case Dispute():
+            return fact.status not in ("won", "lost", "prevented", "warning_closed")
+        case CheckoutSession():
+            return fact.status == "open"
+        case SubscriptionSchedule():
+            return fact.status in ("not_started", "active")
+        case _:
+            return False
+
+
 def moved(fact: Fact) -> Money | None:
     """What an object moved of the merchant's money, in its own currency: a captured charge, less refunds, less disputes.
 
@@ -51,3 +89,10 @@ def moved(fact: Fact) -> Money | None:
             return Money(-fact.withdrawn_minor, fact.currency)
         case _:
             return None
+
+
+def projected(fact: Fact) -> tuple[Seconds | None, int, int | None, str | None, bool]:
+    """The columns beside a fact's bytes: created, digest, moved_minor, currency, unfinished."""
+    money = moved(fact)
+    amount, currency = (money.minor, money.currency) if money else (None, None)
+    return created_of(fact), digest(fact), amount, currency, unfinished(fact)

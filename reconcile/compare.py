@@ -1,152 +1,218 @@
-"""Stripe's refunds against ours: every refund once, to the cent, of the right charge, and no original touched."""
+"""One object as Stripe tells it against the same object in the books, field by field, both ways. Pure.
+
+What counts is what some rule reads: amounts, currencies, states, what went back, periods, links, the metadata that names persons
+and orders. What Stripe changes without sending any event is no drift: it is taken in, and not complained of.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Any
 
 import msgspec
 
+from handlers.customer import (
+    AnyFact,
+    Charge,
+    CheckoutSession,
+    Customer,
+    CustomerFile,
+    Dispute,
+    EarlyFraudWarning,
+    Fact,
+    Invoice,
+    InvoicePayment,
+    PaymentIntent,
+    Refund,
+    Seconds,
+    Subscription,
+    SubscriptionSchedule,
+    at,
+    fold,
+)
+from handlers.payments import refunded_minor
+from reconcile.findings import Difference
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One sentence about the books, whether it holds, and the figure it rests on."""
+_FIELDS: dict[type[Fact], tuple[str, ...]] = {
+    Charge: (
+        *("amount_minor", "captured_minor", "currency", "status", "captured", "created"),
+        *("customer", "payment_intent", "metadata"),
+    ),
+    PaymentIntent: ("amount_minor", "currency", "status", "created", "customer"),
+    Invoice: (
+        *("status", "currency", "total_minor", "amount_due_minor", "amount_paid_minor", "off_stripe_minor", "created"),
+        *("customer", "subscription", "billing_reason"),
+    ),
+    InvoicePayment: ("invoice", "status", "amount_paid_minor", "currency", "payment_intent", "created"),
+    Subscription: (
+        *("status", "created", "items", "cancel_at_period_end", "cancel_at", "ended_at", "trial_start", "trial_end"),
+        *("customer", "metadata"),
+    ),
+    SubscriptionSchedule: ("status", "end_behavior", "ends_at", "customer", "subscription"),
+    Refund: ("amount_minor", "currency", "status", "created", "charge", "action"),
+    Dispute: ("amount_minor", "currency", "status", "created", "charge", "due_by"),
+    EarlyFraudWarning: ("charge", "actionable", "created"),
+    CheckoutSession: (
+        *("mode", "status", "payment_status", "client_reference_id", "metadata"),
+        *("customer", "payment_intent", "subscription", "invoice"),
+    ),
+    Customer: ("email_hash", "metadata", "deleted"),
+}
+"""Fields whose difference is a finding. Others are taken in silently."""
 
-    name: str
-    ok: bool
-    figure: str
+_TIMES = frozenset(
+    ["created", "cancel_at", "ended_at", "trial_start", "trial_end", "ends_at", "due_by", "paid_at", "canceled_at"]
+)
+_SILENT_STATES: dict[type[Fact], frozenset[str]] = {
+    # no event that we hear tells of these: a payment intent or a session that nobody has paid, an invoice payment under way
+    InvoicePayment: frozenset(["open", "canceled"]),
+    PaymentIntent: frozenset(
+        ["requires_payment_method", "requires_confirmation", "requires_action", "requires_capture"]
+    ),
+    CheckoutSession: frozenset(["open"]),
+}
 
 
-class RefundAtStripe(msgspec.Struct, frozen=True, kw_only=True):
-    """A refund as Stripe has it. `action` is ours, from its metadata; None where somebody else made it. Minor units."""
+class Matter(Enum):
+    """What a telling of Stripe's means beside the books."""
 
-    id: str
-    charge: str | None
-    amount_minor: int
-    currency: str
-    status: str
-    action: str | None
-
-
-class RefundDecided(msgspec.Struct, frozen=True, kw_only=True):
-    """A refund that we decided and sent. Minor units."""
-
-    action: str
-    charge: str
-    original: str | None
-    amount_minor: int
-    currency: str
-    stripe_id: str | None
+    SAME = "same"
+    """Nothing new, or the books have been told something later."""
+    MORE = "more"
+    """More than any event tells; taken in, no drift."""
+    MISSING = "missing"
+    DIFFERENT = "different"
+    FROM_THE_FUTURE = "from the future"
 
 
-def compare_refunds(decided: Iterable[RefundDecided], at_stripe: Iterable[RefundAtStripe]) -> list[Check]:
-    """Both ways, amount by amount. Refunds that people made at Stripe themselves are counted apart."""
-    ours = {row.action: row for row in decided}
-    live = [row for row in at_stripe if row.status not in ("failed", "canceled")]
-    theirs = [row for row in live if row.action is not None]
-    same = [
-        row
-        for row in theirs
-        if row.action in ours
-        and (row.charge, row.amount_minor, row.currency, row.id)
-        == (
-            ours[row.action].charge,
-            ours[row.action].amount_minor,
-            ours[row.action].currency,
-            ours[row.action].stripe_id,
+class Compared(msgspec.Struct, frozen=True):
+    """The outcome for one object, with the fields that differ."""
+
+    matter: Matter
+    differences: tuple[Difference, ...] = ()
+
+
+def compare(here: AnyFact | None, at_stripe: AnyFact, file: CustomerFile, *, told_unheard: bool = False) -> Compared:
+    """Stripe's telling of one object against the books' (None: they have none).
+
+    `file` holds everything else known about the customer, what was found tonight included: a charge whose refund is missing
+    is not missing anything itself. `told_unheard`: an event about it never arrived, so nothing about it is silent.
+    """
+    if here is None:
+        return Compared(Matter.MORE if silent(at_stripe) and not told_unheard else Matter.MISSING)
+    if type(here) is not type(at_stripe):
+        return Compared(Matter.DIFFERENT, (Difference("kind", _tag(here), _tag(at_stripe)),))
+    healed = fold(here, at_stripe)
+    if here.as_of > at_stripe.as_of:  # an old event may still add to what is gathered over all tellings
+        return Compared(Matter.SAME if healed == here else Matter.MORE)
+    found = differences(here, at_stripe, file)
+    if found:
+        return Compared(Matter.DIFFERENT, found)
+    return Compared(Matter.SAME if _but_for_time(healed, here) else Matter.MORE)
+
+
+def from_the_future(here: AnyFact, at_stripe: AnyFact, now_s: Seconds) -> bool:
+    """Whether a row claims a telling that Stripe cannot have made yet, and says something else than Stripe does."""
+    return here.as_of > now_s and bool(differences(here, at_stripe, CustomerFile()))
+
+
+def silent(told: AnyFact) -> bool:
+    """Whether Stripe sends none of the events we hear about an object in this state, so that lacking it is no drift."""
+    return getattr(told, "status", None) in _SILENT_STATES.get(type(told), ())
+
+
+def differences(here: AnyFact, at_stripe: AnyFact, file: CustomerFile) -> tuple[Difference, ...]:
+    """The fields that matter and are not the same, both values in words."""
+    found = []
+    for name in _FIELDS.get(type(here), ()):
+        ours, theirs = _value(here, name), _value(at_stripe, name)
+        if ours == theirs or (name in here.STICKY and theirs is None):
+            continue  # a link that some API shape does not tell is no difference
+        if name == "status" and silent(at_stripe):
+            continue
+        found.append(Difference(name.removesuffix("_minor"), _said(name, ours), _said(name, theirs)))
+    match here, at_stripe:
+        case Charge(), Charge():
+            found += _charge(here, at_stripe, file)
+        case Invoice(), Invoice():
+            found += _invoice(here, at_stripe)
+        case _:
+            pass
+    return tuple(found)
+
+
+def _value(fact: Fact, name: str) -> Any:
+    value = getattr(fact, name)
+    match name:
+        case "items":
+            return tuple(sorted((i.price, i.quantity, i.period_start, i.period_end) for i in value))
+        case "metadata":
+            return dict(sorted(value.items()))
+        case "due_by":
+            return value or None
+        case _:
+            return value
+
+
+def _charge(here: Charge, at_stripe: Charge, file: CustomerFile) -> list[Difference]:
+    """What went back of a charge is also in its refunds, and that it is disputed in its disputes."""
+    refunds = [
+        r for r in file.refunds.values() if r.charge == here.id or (r.payment_intent or "-") == here.payment_intent
+    ]
+    gone = refunded_minor(here, refunds)
+    found = []
+    if gone != at_stripe.refunded_minor and here.refunded_minor != at_stripe.refunded_minor:
+        found.append(Difference("refunded", str(gone), str(at_stripe.refunded_minor)))
+    if here.disputed != at_stripe.disputed:
+        known = any(
+            d.charge == here.id or (d.payment_intent or "-") == here.payment_intent for d in file.disputes.values()
         )
-    ]
-    twice = [charge for charge, times in Counter(row.charge for row in theirs).items() if times > 1]
-    originals = {row.original for row in ours.values()}
-    touched = [row.charge for row in theirs if row.charge in originals]
-    return [
-        Check(
-            name="refunds at Stripe = refunds decided",
-            ok=len(same) == len(theirs) == len(ours),
-            figure=f"{len(theirs)} at Stripe, {len(ours)} decided, {len(same)} equal; {_sums(theirs)}",
-        ),
-        Check(name="nothing refunded twice", ok=not twice, figure=_some(twice, f"{len(theirs)} charges, once each")),
-        Check(name="no original touched", ok=not touched, figure=_some(touched, f"{len(originals)} originals stand")),
-    ]
+        if not known or here.disputed:  # Stripe sends no event about the charge when it becomes disputed
+            found.append(Difference("disputed", _said("", here.disputed), _said("", at_stripe.disputed)))
+    return found
 
 
-class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """What must come of one seeded case (`refund`, `review`, `none`), by its later payment. Minor units."""
-
-    case: str
-    rule: str
-    expect: str
-    original: str | None
-    duplicate: str | None
-    amount_minor: int
-    currency: str
-    cancels: str | None = None
-    reverses: bool = False
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one charge: the verdict in force and what was sent for it."""
-
-    verdict: str
-    original: str | None = None
-    refunded_minor: int = 0
-    canceled: str | None = None
-    reversed: bool = False
+def _invoice(here: Invoice, at_stripe: Invoice) -> list[Difference]:
+    found = []
+    if here.overpaid_minor is not None and (here.overpaid_minor or 0) != (at_stripe.overpaid_minor or 0):
+        found.append(Difference("overpaid", str(here.overpaid_minor), str(at_stripe.overpaid_minor or 0)))
+    if here.lines_complete and at_stripe.lines_complete:
+        ours, theirs = (
+            {line.id: (line.net_minor, line.period_start, line.period_end) for line in invoice.lines}
+            for invoice in (here, at_stripe)
+        )
+        for id_ in sorted(ours.keys() | theirs.keys()):
+            if ours.get(id_) != theirs.get(id_):
+                found.append(Difference(f"line {id_}", _line(ours.get(id_)), _line(theirs.get(id_))))
+    return found
 
 
-def compare_truth(truth: Sequence[Expected], outcomes: dict[str, Outcome]) -> list[Check]:
-    """The seeded cases against what was done, one check per kind of expectation."""
-    wrong: dict[str, list[str]] = {"refund": [], "review": [], "none": []}
-    counts = Counter(row.expect for row in truth)
-    for row in truth:
-        outcome = outcomes.get(row.duplicate or "", Outcome(verdict="none"))
-        if fault := _fault(row, outcome):
-            wrong[row.expect].append(f"{row.case}: {fault}")
-    expected = {row.duplicate for row in truth if row.expect == "refund"}
-    beyond = sorted(charge for charge, outcome in outcomes.items() if outcome.refunded_minor and charge not in expected)
-    return [
-        Check(
-            name="every proved duplicate refunded to the cent",
-            ok=not wrong["refund"],
-            figure=_some(wrong["refund"], f"{counts['refund']} of {counts['refund']}"),
-        ),
-        Check(
-            name="every doubtful one waits for a person",
-            ok=not wrong["review"],
-            figure=_some(wrong["review"], f"{counts['review']} of {counts['review']}"),
-        ),
-        Check(
-            name="no look-alike touched",
-            ok=not wrong["none"],
-            figure=_some(wrong["none"], f"{counts['none']} left alone"),
-        ),
-        Check(name="nothing else refunded", ok=not beyond, figure=_some(beyond, "0 beyond the seeded duplicates")),
-    ]
+def _line(told: tuple[int, Seconds, Seconds] | None) -> str:
+    return f"{told[0]} for {_moment(told[1])} to {_moment(told[2])}" if told else "-"
 
 
-def _fault(row: Expected, outcome: Outcome) -> str | None:
-    if row.expect != outcome.verdict:
-        return f"{row.duplicate} has the verdict {outcome.verdict}, not {row.expect}"
-    if row.expect != "refund":
-        return f"{row.duplicate} was refunded" if outcome.refunded_minor else None
-    if outcome.refunded_minor != row.amount_minor:
-        return f"{row.duplicate} gave back {outcome.refunded_minor} instead of {row.amount_minor} ({row.currency}, minor units)"
-    if outcome.original != row.original:
-        return f"{row.duplicate} names {outcome.original} as its original, not {row.original}"
-    if row.cancels != outcome.canceled:
-        return f"{row.duplicate}: subscription {outcome.canceled} was ended, not {row.cancels}"
-    if row.reverses != outcome.reversed:
-        return f"{row.duplicate}: balance credit reversed: {outcome.reversed}, not {row.reverses}"
-    return None
+def _but_for_time(a: AnyFact, b: AnyFact) -> bool:
+    return msgspec.structs.replace(a, as_of=0) == msgspec.structs.replace(b, as_of=0)
 
 
-def _sums(rows: Iterable[RefundAtStripe]) -> str:
-    sums: Counter[str] = Counter()
-    for row in rows:
-        sums[row.currency] += row.amount_minor
-    return ", ".join(f"{minor} {currency}" for currency, minor in sorted(sums.items())) or "nothing"
+def _said(name: str, value: Any) -> str:
+    """A value for people. Metadata is told by its keys' values only where short; hashes and ids stand as they are."""
+    if value is None or value in ("", {}, ()):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in _TIMES:
+        return _moment(value)
+    if name == "items":
+        return ", ".join(f"{n if n is not None else 1} x {p} {_moment(a)} to {_moment(b)}" for p, n, a, b in value)
+    if isinstance(value, dict):
+        return ", ".join(sorted(value))
+    return str(value)
 
 
-def _some(faults: Sequence[object], otherwise: str) -> str:
-    if not faults:
-        return otherwise
-    return f"{len(faults)} wrong: " + "; ".join(str(fault) for fault in faults[:5])
+def _moment(seconds: Seconds) -> str:
+    return f"{at(seconds):%Y-%m-%d %H:%M:%S}" if seconds % 86_400 else f"{at(seconds):%Y-%m-%d}"
+
+
+def _tag(fact: Fact) -> str:
+    return str(fact.__struct_config__.tag)

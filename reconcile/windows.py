@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -17,6 +17,13 @@ GRACE = 60
 """Objects younger than this are still on their way here, and no gap."""
 EVENTS_KEPT = 30 * DAY
 """How long Stripe lists events (docs.stripe.com/api/events)."""
+
+SLICES = 6
+"""Into so many slices a list is cut before anything is known of it: one for each chain that reads side by side."""
+SHORTEST = 900
+"""Seconds; shorter first slices would mostly be empty pages."""
+STRIPE_BEGAN = 1_262_304_000
+"""2010-01-01: nothing at Stripe is older, so all of time is cut from here."""
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -84,17 +91,19 @@ def scan_plan(windows: Iterable[Window], upper: Seconds, *, alive: bool = True) 
     return ScanPlan(upper=upper, windows=united, lists=lists)
 
 
-def nightly(upper: Seconds, history_since: Seconds | None, nights: Iterable[int]) -> tuple[Window, ...]:
+def nightly(upper: Seconds, history_since: Seconds | None, nights: Collection[int]) -> tuple[Window, ...]:
     """The last 72 hours, and of the history before them each day whose turn it is on one of `nights` (days since 1970).
 
     A day of history has its turn when its number and the night's leave the same rest by 30: no day is left out as
-    history grows, and a night that was missed is made up for by naming it too.
+    history grows, and a night that was missed is made up for by naming it too: the last hours then reach back as much
+    longer, or what was created after the last run would wait for its day's turn.
     """
-    recent = Window(upper - RECENT, upper)
+    missed = max(len(set(nights)) - 1, 0)
+    recent = Window(upper - RECENT - missed * DAY, upper)
     if history_since is None:
         return (recent,)
     turns = {night % ROUND for night in nights}
-    first, last = history_since // DAY, (upper - RECENT) // DAY
+    first, last = history_since // DAY, recent.lo // DAY
     days = [Window(day * DAY, (day + 1) * DAY) for day in range(first, last + 1) if day % ROUND in turns]
     return merged((*days, recent))
 
@@ -116,3 +125,19 @@ def halves(lo: Seconds, hi: Seconds) -> tuple[Window, Window] | None:
         return None
     middle = (lo + hi) // 2
     return Window(middle, hi), Window(lo, middle)
+
+
+def initial_slices(windows: Iterable[Window]) -> list[Window]:
+    """Windows cut into about `SLICES` slices in all, the youngest first; they cover the same seconds."""
+    known = sorted(windows, reverse=True)
+    seconds = sum(w.hi - min(max(w.lo, STRIPE_BEGAN), w.hi) for w in known)
+    length = max(SHORTEST, -(-seconds // SLICES))
+    found: list[Window] = []
+    for window in known:
+        hi = window.hi
+        begin = max(window.lo, STRIPE_BEGAN)
+        while hi - begin > length:
+            found.append(Window(hi - length, hi))
+            hi -= length
+        found.append(Window(window.lo, hi))
+    return found

@@ -21,6 +21,8 @@ from worker.cli_app import tokens
 from worker.cli_cases import cases
 from worker.cli_notices import alerts_app, notices_app
 from worker.cli_outages import outage
+from worker.cli_reconcile import reconcile
+from worker.cli_runs import runs
 from worker.db import queries
 from worker.desk import Desk, ask, settings_of_environment, with_database
 from worker.errors import FinalsaleError
@@ -65,9 +67,20 @@ policy = App(name="policy", help="The policy file in use.", group=READING)
 register_acts(single_customers)
 for part in (credits_app, chargebacks_app, outage, cases, tokens):
     part.group = (DECIDING,)
-for part in (alerts_app, notices_app):
+for part in (alerts_app, notices_app, runs):
     part.group = (READING,)
-for part in (events, single_customers, policy, alerts_app, notices_app, reviews, refunds, credits_app, chargebacks_app):
+for part in (
+    events,
+    single_customers,
+    policy,
+    alerts_app,
+    notices_app,
+    runs,
+    reviews,
+    refunds,
+    credits_app,
+    chargebacks_app,
+):
     app.command(part)
 for part in (outage, cases, tokens):
     app.command(part)
@@ -179,6 +192,9 @@ def migrate(*, as_json: Json = False) -> None:
         f"Applied {', '.join(applied)}." if applied else f"Nothing to apply: the schema is at {KNOWN_REVISIONS[-1]}."
     )
     _answer({"applied": applied, "revision": KNOWN_REVISIONS[-1]}, as_json, lambda _: show.say(sentence))
+
+
+app.command(reconcile, group=RUNNING)
 
 
 # read --------------------------------------------------------------------------------------------------------------------

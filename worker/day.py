@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.decisions import Decision, Money, Verdict
-from reconcile.compare import Check, Expected, Outcome, RefundAtStripe, RefundDecided, compare_refunds, compare_truth
+from reconcile.truth import Check, Expected, Outcome, RefundAtStripe, RefundDecided, compare_refunds, compare_truth
 from worker.db import Connection, Pool, connection
 from worker.errors import FinalsaleError
 

@@ -14,10 +14,11 @@ import msgspec
 import structlog
 
 from handlers.customer import AnyFact
-from handlers.events import Hint, Unreadable, parse_event
+from handlers.events import Gap, Hint, Unreadable, parse_event
 from worker.db import Connection, Pool, queries, transaction
 from worker.errors import DatabaseUnavailable
 from worker.failpoint import failpoint
+from worker.gaps import note_gaps
 from worker.inbox import unpack
 from worker.judging import ONE_STEP, Court, path_of, want
 from worker.settle import Overtaken, Settled, settle
@@ -166,6 +167,7 @@ async def _claim(connection: Connection, batch: int, event_ids: list[str] | None
 async def _settle_events(connection: Connection, court: Court, rows: Sequence[asyncpg.Record]) -> Settled:
     facts: dict[str, list[AnyFact]] = defaultdict(list)
     hints: dict[str, list[Hint]] = defaultdict(list)
+    gaps: list[tuple[str, str, Gap, Hint | None]] = []
     outcomes: list[tuple[str, str, str | None]] = []
     for row in rows:
         try:
@@ -182,6 +184,8 @@ async def _settle_events(connection: Connection, court: Court, rows: Sequence[as
             facts[row["realm"]].append(told.fact)
         elif told.hint is not None:
             hints[row["realm"]].append(told.hint)
+        if told.gap is not None:
+            gaps.append((row["realm"], row["event_id"], told.gap, told.hint))
     total = Settled()
     for realm, told_facts in sorted(facts.items()):  # sorted, as everything that takes locks
         settled = await settle(connection, court, realm, told_facts)
@@ -189,6 +193,8 @@ async def _settle_events(connection: Connection, court: Court, rows: Sequence[as
             setattr(total, name, getattr(total, name) + getattr(settled, name))
     for realm, told_hints in sorted(hints.items()):
         await want(connection, realm, [(h.object_type, h.id, path_of(h.object_type, h.id), 0) for h in told_hints])
+    if gaps:
+        await note_gaps(connection, gaps)
     ids, states, errors = zip(*outcomes, strict=True)
     await connection.execute(queries.settle_events.sql, list(ids), list(states), list(errors))
     return total

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 
 import msgspec
 
 from handlers.account import Outage
-from handlers.customer import CustomerId, Fact, Seconds, decode
+from handlers.customer import CustomerId, Fact, Seconds, decode, fold
 from handlers.decisions import Acted, ActionKind, Judgement
 from handlers.judgement import Ours, judge_person
 from handlers.terms import Policy
@@ -44,30 +44,58 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def persons(
-    conn: Connection, realm: str, *, since_s: Seconds = 0, kind: str | None = None
+    conn: Connection, realm: str, *, since_s: Seconds = 0, kind: str | None = None, run: str | None = None
 ) -> AsyncIterator[Person]:
-    """Everybody with an object that changed since (unix seconds), or with one of a kind; each person once."""
+    """Everybody with an object that changed since (unix seconds), or with one of a kind; each person once.
+
+    With a `run`, what it found at Stripe is laid over the books, and counts as they would once it is healed.
+    """
     seen: set[str] = set()
     after = ""
     while True:
         rows = await conn.fetch(queries.customers_after.sql, realm, after, since_s, kind, BATCH)
-        if not rows:
+        more = await conn.fetch(queries.found_customers.sql, run, after, BATCH) if run else []
+        customers = sorted({row["customer"] for row in (*rows, *more)})[:BATCH]
+        if not customers:
             return
-        after = rows[-1]["customer"]
-        seeds = [row["customer"] for row in rows if row["customer"] not in seen]
-        if not seeds:
-            continue
-        links = [(row["customer"], row["key"]) for row in await conn.fetch(queries.kin.sql, seeds, realm)]
-        groups = joined(links, {*seeds, *(customer for customer, _ in links)})
-        customers = sorted(set().union(*groups) - seen)
-        seen.update(customers)
-        facts: dict[str, list[Fact]] = defaultdict(list)
-        for row in await conn.fetch(queries.load_objects.sql, realm, customers):
-            facts[row["customer"]].append(decode(row["body"]))
-        books = await load_books(conn, realm, customers)
-        begun = await conn.fetch(queries.begun_actions.sql, realm, customers)
-        acted = tuple(Acted(kind=ActionKind(r["kind"]), subject=r["subject"], state=r["state"]) for r in begun)
-        for group in groups:
-            if group <= set(customers):
-                theirs = {CustomerId(customer): facts[customer] for customer in sorted(group)}
-                yield Person(realm=realm, facts=theirs, books=books, acted=acted)
+        after = customers[-1]
+        async for person in persons_of(conn, realm, customers, seen, run=run):
+            yield person
+
+
+async def persons_of(
+    conn: Connection,
+    realm: str,
+    customers: Iterable[str],
+    seen: set[str],
+    *,
+    run: str | None = None,
+    books: bool = True,
+) -> AsyncIterator[Person]:
+    """The persons whom these customers belong to, each once over all calls that share `seen`.
+
+    `books=False` leaves out Stripe's facts in the books: what a run found stands alone then.
+    """
+    seeds = [customer for customer in customers if customer not in seen]
+    if not seeds:
+        return
+    links = [(row["customer"], row["key"]) for row in await conn.fetch(queries.kin.sql, seeds, realm)]
+    groups = joined(links, {*seeds, *(customer for customer, _ in links)})
+    theirs = sorted(set().union(*groups) - seen)
+    seen.update(theirs)
+    facts: dict[str, dict[str, Fact]] = defaultdict(dict)
+    if books:
+        for row in await conn.fetch(queries.load_objects.sql, realm, theirs):
+            fact = decode(row["body"])
+            facts[row["customer"]][fact.id] = fact
+    for row in await conn.fetch(queries.laid_over.sql, run, theirs) if run else []:
+        told, shelf = decode(row["body"]), facts[row["customer"]]
+        known = shelf.get(told.id)
+        shelf[told.id] = told if known is None else fold(known, told)
+    ours = await load_books(conn, realm, theirs)
+    begun = await conn.fetch(queries.begun_actions.sql, realm, theirs)
+    acted = tuple(Acted(kind=ActionKind(r["kind"]), subject=r["subject"], state=r["state"]) for r in begun)
+    for group in groups:
+        if group <= set(theirs):
+            shelves = {CustomerId(customer): list(facts[customer].values()) for customer in sorted(group)}
+            yield Person(realm=realm, facts=shelves, books=ours, acted=acted)

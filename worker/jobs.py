@@ -31,6 +31,7 @@ from worker.cases import alert_cases
 from worker.db import Pool, connect_pool, connection, queries, transaction
 from worker.drain import drain, is_about_these
 from worker.errors import DatabaseUnavailable
+from worker.healing import heal_due
 from worker.judging import Court
 from worker.nightly import run_if_due
 from worker.notices import NoticeSender
@@ -88,9 +89,21 @@ class WorkerProcess:
         self.performer: Performer | None = None
         self.settled = 0
 
+    def use(self, pool: Pool) -> None:
+        """Work on these books."""
+        self.pool = pool
+        self.performer = Performer(pool, self.court, self.gateway, self.settings.mode)
+
+    async def serve_once(self) -> int:
+        """A worker's work, once, but for sending: for a process that needs it done where no worker runs. How much it did."""
+        assert self.performer is not None
+        done = await drain(self.pool, self.court) + await heal_due(self.pool, self.court)
+        await self._sweep_once()
+        return done + await self.performer.look_up_due()
+
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Work until `stop`. Raises DatabaseUnavailable only where Postgres cannot be reached at the start."""
-        self.pool: Pool = await connect_pool(
+        pool = await connect_pool(
             self.settings.database_dsn(),
             role="worker",
             min_size=2,
@@ -98,7 +111,7 @@ class WorkerProcess:
             statement_timeout_s=20,
             lock_timeout_s=15,
         )
-        self.performer = Performer(self.pool, self.court, self.gateway, self.settings.mode)
+        self.use(pool)
         self.notices = NoticeSender(self.pool, self.settings)
         log.info(
             "worker.started",
@@ -196,7 +209,9 @@ class WorkerProcess:
                 return
 
     async def _sweep_once(self) -> None:
-        """What no event brings: files whose time has come, and objects that now know whose they are."""
+        """What no event brings: what a run found, files whose time has come, objects that now know whose they are."""
+        if await heal_due(self.pool, self.court):
+            self.work.set()
         await self._wake_due()
         async with connection(self.pool) as conn:
             found = await conn.fetch(queries.found_orphans.sql, 200)
@@ -247,9 +262,7 @@ class WorkerProcess:
             await queries.beat(conn, id=self.id, role="worker", detail=detail)
 
     async def _nightly_once(self) -> None:
-        gap = await run_if_due(self.pool, self.gateway, self.settings)
-        if gap is not None and gap.missing:
-            self.bell.set()
+        await run_if_due(self.pool, self.gateway, self.settings, self.court)
 
     async def _notices_once(self) -> None:
         while not self.stopping.is_set() and await self.notices.send_due():

@@ -1,90 +1,125 @@
-"""Every night: Stripe's own list of events of the last three days against the inbox; what never arrived is stored now.
-
-First version of the nightly run: it heals lost deliveries through the same door. It does not compare objects or money yet.
-"""
+"""When the nightly run is due, and over which windows; a missed night is caught up, a failed one taken up again."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterable
+from datetime import datetime
 
-import msgspec
 import structlog
 
-from worker.db import Pool, connection, queries
+from handlers.customer import Seconds
+from reconcile.report import Report
+from reconcile.windows import DAY, ROUND, Window, merged, nightly
+from worker import reading
+from worker.db import Pool, connection, queries, transaction
 from worker.errors import FinalsaleError
-from worker.inbox import NotAnEvent, Row, read_event, store_rows
+from worker.gaps import close_gaps, name_gaps, open_gaps
+from worker.judging import Court
+from worker.reconciliation import RUN_ALERT, Asked, Reconciliation, Windows
+from worker.runs import AnotherRun
 from worker.settings import Settings
 from worker.stripe_gateway import StripeGateway
 
-NAME = "events"
-WINDOW = timedelta(days=3)
-GRACE_S = 60
-"""Events younger than this are still on their way, and no gap."""
-MAX_PAGES = 10_000
+NAME = "reconcile"
 
 log = structlog.get_logger()
 
 
-class Gap(msgspec.Struct):
-    """What a run saw and did."""
-
-    pages: int = 0
-    seen: int = 0
-    missing: int = 0
-
-
-async def run_if_due(pool: Pool, gateway: StripeGateway, settings: Settings) -> Gap | None:
-    """Run once for the newest 03:00 UTC that no run is done for, on whichever worker takes it. None where nothing was due.
+async def run_if_due(pool: Pool, gateway: StripeGateway, settings: Settings, court: Court) -> list[Report]:
+    """Run for the newest 03:00 UTC that no run is done for, on whichever worker takes it; at once where Stripe told of a gap.
 
     A run that could not read everything is `incomplete`, never clean, and is taken up again after ten minutes.
     """
     async with connection(pool) as conn:
         await queries.wake_overdue(conn)  # cheap, and needs no Stripe: every look of the nightly loop
     if not gateway.connected:
-        return None
+        return []
     async with connection(pool) as conn:
-        due_at = await queries.last_due(conn)
-        if not await queries.take_run(conn, name=NAME, due_at=due_at):
-            return None
-    gap = Gap()
-    try:
-        await heal_events(pool, gateway, settings, int(due_at.timestamp() - WINDOW.total_seconds()), gap)
-        state, result = "done", f"{gap.pages} pages, {gap.seen} events, {gap.missing} had never arrived"
-    except FinalsaleError as error:
-        state, result = "incomplete", f"after {gap.pages} pages, {gap.seen} events: {error}"
+        realms = await reading.realms_of(conn, settings.mode)
+        due_at: datetime = await queries.last_due(conn)
+        last: datetime | None = await queries.last_done_night(conn, name=NAME)
+        mine: bool = bool(await queries.take_run(conn, name=NAME, due_at=due_at))
+    if not mine:
+        return await _gaps(pool, gateway, settings, court, realms)
+    tonight = int(due_at.timestamp()) // DAY
+    missed = min(tonight - int(last.timestamp()) // DAY, ROUND) if last else 1
+    asked = Asked(
+        kind="nightly",
+        words=f"night of {due_at:%Y-%m-%d}",
+        windows=lambda upper, since: nightly(upper, since, range(tonight - missed + 1, tonight + 1)),
+    )
+    reports: list[Report] = []
+    for realm in realms:
+        try:
+            await name_gaps(pool, gateway, realm)
+            reports.append(await reconcile(pool, gateway, settings, court, asked, realm))
+        except AnotherRun as another:
+            log.info("nightly.elsewhere", realm=realm, error=str(another))
+            return reports
+        except FinalsaleError as error:
+            await _failed(pool, realm, due_at, str(error))
+            log.error("nightly.failed", realm=realm, error=str(error))
+            return reports
+    state = "incomplete" if any(report.result == "incomplete" for report in reports) else "done"
+    told = "; ".join(
+        f"{r.run} {r.result}: drift {r.drift}, healed {r.healed}, unread {r.unread_total}" for r in reports
+    )
     async with connection(pool) as conn:
-        await queries.finish_run(conn, name=NAME, due_at=due_at, state=state, result=result)
-    log.info("nightly.run", state=state, **msgspec.structs.asdict(gap))
-    return gap
+        await queries.finish_run(conn, name=NAME, due_at=due_at, state=state, result=told)
+    return reports
 
 
-async def heal_events(pool: Pool, gateway: StripeGateway, settings: Settings, since_s: int, gap: Gap) -> None:
-    """Page through /v1/events since then, newest first, and store what the inbox lacks. Raises as the gateway's reads."""
-    cursor: str | None = None
-    for _ in range(MAX_PAGES):
-        bodies, more, now_s = await gateway.event_page(since_s, cursor)
-        gap.pages += 1
-        rows = [row for body in bodies if (row := _row(body, settings)) is not None]
-        gap.seen += len(bodies)
-        cursor = rows[-1].event_id if rows else None
-        await _store_missing(pool, [row for row in rows if row.created_s <= now_s - GRACE_S], gap)
-        if not more or cursor is None:
-            return
+async def reconcile(
+    pool: Pool, gateway: StripeGateway, settings: Settings, court: Court, asked: Asked, realm: str
+) -> Report:
+    """One run of a worker over one realm; the gaps that it has read are closed. Raises as `Reconciliation.run_once`."""
+    report = await Reconciliation(settings, pool, gateway, court, asked, realm=realm).run_once()
+    if report.result != "incomplete":
+        async with transaction(pool) as conn:
+            await close_gaps(conn, realm, [Window(lo, hi) for lo, hi in report.windows])
+    return report
 
 
-def _row(body: bytes, settings: Settings) -> Row | None:
-    try:
-        return read_event(body, settings.mode)
-    except NotAnEvent as error:
-        raise FinalsaleError(f"Stripe listed an event that cannot be read: {error}") from None
+async def _gaps(
+    pool: Pool, gateway: StripeGateway, settings: Settings, court: Court, realms: Iterable[str]
+) -> list[Report]:
+    """Times in which Stripe could not make events are read as soon as Stripe has told of them."""
+    reports = []
+    for realm in realms:
+        async with connection(pool) as conn:
+            gaps = await open_gaps(conn, realm)
+        if not gaps:
+            continue
+        await name_gaps(pool, gateway, realm)
+        windows = merged(gap.window for gap in gaps)
+        asked = Asked(
+            kind="nightly",
+            words="gap " + ", ".join(f"{w.lo}..{w.hi}" for w in windows),
+            windows=_over(windows),
+        )
+        try:
+            reports.append(await reconcile(pool, gateway, settings, court, asked, realm))
+        except FinalsaleError as error:  # the gap stays open, and is tried again with the next look
+            log.warning("gap.unread", realm=realm, error=str(error))
+    return reports
 
 
-async def _store_missing(pool: Pool, rows: list[Row], gap: Gap) -> None:
-    if not rows:
-        return
-    async with connection(pool) as conn:
-        known = {row["event_id"] for row in await conn.fetch(queries.known_events.sql, [row.event_id for row in rows])}
-        lost = [row for row in rows if row.event_id not in known]
-        if lost:
-            gap.missing += await store_rows(conn, lost)
-            log.warning("event.never_arrived", events=len(lost), first=lost[-1].event_id)
+def _over(windows: tuple[Window, ...]) -> Windows:
+    def asked(upper: Seconds, since: Seconds | None) -> tuple[Window, ...]:
+        return windows
+
+    return asked
+
+
+async def _failed(pool: Pool, realm: str, due_at: datetime, why: str) -> None:
+    async with transaction(pool) as conn:
+        await queries.finish_run(conn, name=NAME, due_at=due_at, state="incomplete", result=why)
+        await queries.raise_run_alert(
+            conn,
+            realm=realm,
+            cause=RUN_ALERT,
+            kind="nightly_incomplete",
+            severity="critical",
+            subject=NAME,
+            sentence=f"The nightly comparison with Stripe could not be made: {why}",
+        )

@@ -36,7 +36,8 @@ async def diff(
 ) -> reading.Document:
     """What the newest version of one policy would have done differently from that of another since a moment.
 
-    Each is held as if it had always been in force; our own refunds count as not made yet. Writes nothing.
+    Each is held as if it had always been in force; our own refunds count as not made yet. What the newest dry run of
+    `finalsale reconcile` found at Stripe counts too, so this works before the first webhook. Writes nothing.
     """
     now: datetime = await queries.moment_of(conn, realm=realm)
     old, new = throughout(was), throughout(would_be)
@@ -45,7 +46,8 @@ async def diff(
     told: list[str] = []
     money: dict[str, Counter[str]] = {"was": Counter(), "would_be": Counter()}
     judged = 0
-    async for person in persons(conn, realm, since_s=int(since.timestamp())):
+    looked: str | None = await queries.newest_look(conn, realm=realm)
+    async for person in persons(conn, realm, since_s=int(since.timestamp()), run=looked):
         judged += 1
         facts = {
             customer: without_refunds(theirs, lambda refund: is_ours(realm, refund))
@@ -58,7 +60,7 @@ async def diff(
         _count(money["was"], first)
         _count(money["would_be"], second)
     if terms:  # whoever has a subscription, also where nothing of it changed since
-        async for person in persons(conn, realm, kind="subscription"):
+        async for person in persons(conn, realm, kind="subscription", run=looked):
             told += to_be_told(person.facts, test_clocks=court.test_clocks)
     return {
         "was": old.version[-1].id,

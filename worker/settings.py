@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     app_webhook_secret: SecretStr | None = Field(default=None, validation_alias=_named("FINALSALE_APP_WEBHOOK_SECRET"))
     api_tokens: SecretStr | None = Field(default=None, validation_alias=_named("FINALSALE_API_TOKENS"))
 
+    public_url: str | None = Field(default=None, validation_alias=_named("FINALSALE_PUBLIC_URL"))
+
     bind: str = Field(default="0.0.0.0", validation_alias=_named("FINALSALE_BIND"))  # noqa: S104 - a web server is meant to be reached
     port: int = Field(default=8080, ge=0, le=65535)
     intake_backlog_limit: int = Field(default=500_000, ge=1, validation_alias=_named("FINALSALE_INTAKE_BACKLOG_LIMIT"))

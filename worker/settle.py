@@ -17,7 +17,7 @@ from handlers.customer import AnyFact, Charge, CustomerFile, Refund, customer_of
 from handlers.decisions import Decision
 from handlers.identity import link_keys
 from handlers.news import refund_news
-from handlers.projection import created_of, digest, moved
+from handlers.projection import projected
 from handlers.refunds import survivor_of
 from worker.db import Connection, columns, queries
 from worker.failpoint import failpoint
@@ -234,14 +234,7 @@ async def _save(
                 del files.by_customer[before][id_]
             files.by_customer[customer][id_] = folded
         references = (*folded.references(), None, None)
-        money = moved(folded)
-        projected = (
-            created_of(folded),
-            digest(folded),
-            money.minor if money else None,
-            money.currency if money else None,
-        )
-        row = (customer, references[0], references[1], folded.as_of, body, *projected)
+        row = (customer, references[0], references[1], folded.as_of, body, *projected(folded))
         if known is None:
             new.append((id_, str(type(folded).__struct_config__.tag), *row))
         else:

@@ -1,6 +1,7 @@
 """The one door to Stripe: reads as our facts, writes that are safe to repeat, every failure as ours, within a rate budget.
 
-Reads are raw pages decoded by `handlers.events`; writes carry an idempotency key always, and are never repeated in here:
+Reads are plain GETs decoded by `handlers.events` (the SDK takes ten times as long for a page). Writes are the SDK's, carry an
+idempotency key always, and are never repeated in here:
 whoever writes has committed what it sends, and decides what an unknown outcome means (stripe.com/docs/api/idempotent_requests).
 """
 
@@ -10,25 +11,30 @@ import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 import stamina
 import stripe
-from aiolimiter import AsyncLimiter
+from pydantic import SecretStr
+from yarl import URL
 
 from handlers.customer import AnyFact, BalanceRead, CustomerId, Invoice, Seconds, SessionId, SessionLines
 from handlers.events import read_balance, read_list, read_object, read_session_lines
+from worker.budget import Budget
 from worker.errors import OutcomeUnknown, SettingsInvalid, StripeRefused, StripeUnavailable
 from worker.settings import Settings
 
 API_VERSION = "2026-10-28.endive"
 """Sent with every request, whatever the account's default is: these are the shapes that our reads expect."""
 CALL_TIMEOUT_S = 10.0
-READS_PER_S = 20
-"""Below Stripe's 25 per endpoint, so that a refund never waits behind our own reads."""
 READ_ATTEMPTS = 4
+PAGE_ATTEMPTS = 10
+"""Of a scan's page: where a fifth of all answers fail, one page in ten million is given up."""
+READ_BUFFER = 1 << 20
+"""A page of a hundred objects fits in, so that the connection need not be paused while it comes."""
+T = TypeVar("T")
 PAGE_LIMIT = 100
 MAX_PAGES = 50
 """Pages of one list read before money moves; a charge with more than 5,000 refunds is a person's matter."""
@@ -46,30 +52,76 @@ class Reply(msgspec.Struct, frozen=True):
 class _Created(msgspec.Struct):
     id: str
     status: str | None = None
+    secret: str | None = None
 
 
-class _Page(msgspec.Struct):
+class RawPage(msgspec.Struct, frozen=True):
+    """One page of a list, newest first: its objects undecoded, whether more follow, Stripe's clock, and the failed tries."""
+
+    data: list[msgspec.Raw]
+    has_more: bool
+    as_of: Seconds
+    retries: int
+
+
+class _Page(msgspec.Struct, tag_field="object", tag="list"):
     data: list[msgspec.Raw]
     has_more: bool
 
 
-class StripeGateway:
-    """Reads and writes at Stripe for one key. Close with `aclose`. A call is given up after `timeout_s`."""
+class _Error(msgspec.Struct):
+    type: Any = None
+    code: Any = None
+    param: Any = None
 
-    def __init__(self, settings: Settings, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+
+class _Told(msgspec.Struct):
+    error: _Error
+
+
+class _NoSuccess(Exception):
+    """An answer that is not 200."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status, self.body = status, body
+
+
+_WHOLE = msgspec.json.Decoder(msgspec.Raw)
+"""Decodes nothing, and refuses what is no whole JSON document."""
+_PAGE = msgspec.json.Decoder(_Page)
+
+
+class StripeGateway:
+    """Reads and writes at Stripe for one key. Close with `aclose`. A call is given up after `timeout_s`.
+
+    `budget` is how fast it reads; `page_attempts` how often a page of a scan is asked for.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
+        budget: Budget | None = None,
+        page_attempts: int = PAGE_ATTEMPTS,
+    ) -> None:
         stripe.enable_telemetry = False  # it writes below the home directory, which is read-only in a container
         key = settings.stripe_api_key.get_secret_value() if settings.stripe_api_key else ""
         self.connected = bool(key)
         self.timeout_s = timeout_s
+        self.budget = budget or Budget()
+        self.page_attempts = page_attempts
         self._session: aiohttp.ClientSession | None = None
+        self._reader: aiohttp.ClientSession | None = None
         self._key, self._base = key, settings.stripe_api_base
         self._client: stripe.StripeClient | None = None
-        self._limits: dict[str, AsyncLimiter] = {}
-        self.calls: dict[tuple[str, int], int] = {}
 
-    def _stripe(self) -> stripe.StripeClient:
+    def _needs_key(self) -> None:
         if not self.connected:
             raise SettingsInvalid("STRIPE_API_KEY is not set: nothing can be read from Stripe or sent to it")
+
+    def _stripe(self) -> stripe.StripeClient:
+        self._needs_key()
         if self._client is None:
             timeout = aiohttp.ClientTimeout(total=self.timeout_s, connect=5)
             self._session = aiohttp.ClientSession(timeout=timeout)
@@ -84,8 +136,8 @@ class StripeGateway:
 
     async def aclose(self) -> None:
         """Close the connections to Stripe."""
-        if self._session is not None:
-            await self._session.close()
+        for session in filter(None, (self._session, self._reader)):
+            await session.close()
 
     async def read(self, path: str, account: str | None) -> AnyFact:
         """One object, `/v1/charges/ch_…`. Raises StripeRefused (404, permissions), StripeUnavailable, Unreadable."""
@@ -134,15 +186,32 @@ class StripeGateway:
         body, as_of = await self._get(path, {"limit": PAGE_LIMIT}, account)
         return read_session_lines(session, [body], as_of)
 
+    async def page(
+        self, path: str, filters: Mapping[str, Any], account: str | None = None, *, ahead: bool = False
+    ) -> RawPage:
+        """One page of a list. `filters` as Stripe nests them: `{"created": {"gte": 1}}`. `ahead`: see `Budget.take`.
+
+        Raises StripeRefused, and StripeUnavailable after `page_attempts` that failed, were cut off, or were no page.
+        """
+        async for attempt in stamina.retry_context(
+            on=StripeUnavailable, attempts=self.page_attempts, timeout=None, wait_initial=0.2, wait_max=5.0
+        ):
+            with attempt:
+                page, as_of = await self._get_once(path, filters, account, _PAGE, ahead=ahead)
+                return RawPage(page.data, page.has_more, as_of, attempt.num - 1)
+        raise AssertionError("unreachable")
+
     async def event_page(self, since_s: Seconds, after: str | None) -> tuple[list[bytes], bool, Seconds]:
         """One page of /v1/events, newest first: bodies as Stripe renders them, whether more follow, and Stripe's clock."""
         filters: dict[str, Any] = {"created": {"gte": since_s}, "limit": PAGE_LIMIT}
-        body, as_of = await self._get("/v1/events", {**filters, **({"starting_after": after} if after else {})}, None)
-        try:
-            page = msgspec.json.decode(body, type=_Page)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StripeUnavailable(f"/v1/events: no whole page ({type(error).__name__})") from None
-        return [bytes(raw) for raw in page.data], page.has_more, as_of
+        page = await self.page("/v1/events", {**filters, **({"starting_after": after} if after else {})})
+        return [bytes(raw) for raw in page.data], page.has_more, page.as_of
+
+    async def document(
+        self, path: str, filters: Mapping[str, Any] | None = None, account: str | None = None
+    ) -> tuple[bytes, Seconds]:
+        """Any GET as Stripe rendered it, with Stripe's clock: what is configured there, not what was paid. Raises as `read`."""
+        return await self._get(path, filters or {}, account)
 
     async def refund(self, parameters: Mapping[str, Any], key: str, account: str | None) -> Reply:
         """POST /v1/refunds. Raises StripeRefused (nothing happened), OutcomeUnknown, StripeUnavailable (429: nothing happened)."""
@@ -171,32 +240,76 @@ class StripeGateway:
             "post", f"/v1/disputes/{dispute}", {"evidence": dict(fields), "submit": "false"}, key, account
         )
 
+    async def webhook_endpoint(
+        self, endpoint: str | None, parameters: Mapping[str, Any], key: str
+    ) -> tuple[Reply, SecretStr | None]:
+        """POST /v1/webhook_endpoints/…, or a new one where none is named: only that tells its signing secret. Raises as `refund`."""
+        path = f"/v1/webhook_endpoints/{endpoint}" if endpoint else "/v1/webhook_endpoints"
+        created, replayed = await self._send("post", path, parameters, key, None)
+        secret = SecretStr(created.secret) if created.secret else None
+        return Reply(created.id, created.status, replayed), secret
+
     async def _get(self, path: str, filters: Mapping[str, Any], account: str | None) -> tuple[bytes, Seconds]:
         """A read changes nothing, so it is repeated a few times before it counts as failed."""
         async for attempt in stamina.retry_context(
             on=StripeUnavailable, attempts=READ_ATTEMPTS, timeout=None, wait_initial=0.2, wait_max=2.0
         ):
             with attempt:
-                return await self._get_once(path, filters, account)
+                body, as_of = await self._get_once(path, filters, account, _WHOLE)
+                return bytes(body), as_of
         raise AssertionError("unreachable")
 
-    async def _get_once(self, path: str, filters: Mapping[str, Any], account: str | None) -> tuple[bytes, Seconds]:
-        client = self._stripe()
-        await self._limit(path).acquire()
+    async def _get_once(
+        self,
+        path: str,
+        filters: Mapping[str, Any],
+        account: str | None,
+        decoder: msgspec.json.Decoder[T],
+        *,
+        ahead: bool = True,
+    ) -> tuple[T, Seconds]:
+        """Single reads go ahead of a scan: money waits for them."""
+        self._needs_key()
+        if self._reader is None:
+            self._reader = self._new_reader()
+        endpoint = path.split("/")[2]
+        await self.budget.take(endpoint, ahead=ahead)
+        headers = {"Stripe-Account": account} if account else None
         try:
-            async with asyncio.timeout(self.timeout_s + 1):
-                answer = await client.raw_request_async("get", path, **filters, **_options(account))
-        except stripe.StripeError as error:
-            raise self._failure(path, error, wrote=False) from None
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            async with self._reader.get(
+                self._url(path), params=flattened(filters), headers=headers, allow_redirects=False
+            ) as answer:
+                body = await answer.read()
+            if answer.status != 200:
+                raise _NoSuccess(answer.status, body)
+            return decoder.decode(body), _stripe_clock(answer.headers)
+        except _NoSuccess as failed:
+            if failed.status == 429:
+                self.budget.refused(endpoint, answer.headers.get("Stripe-Rate-Limited-Reason"))
+            raise _failure(path, failed.status, *_told(failed.body), wrote=False) from None
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:  # the last: half a body, or no list
             raise StripeUnavailable(f"{path}: no whole answer ({type(error).__name__})") from None
-        self._count(path, 200)
-        body = answer.body
-        return body.encode() if isinstance(body, str) else body, _stripe_clock(answer.headers)
+
+    def _new_reader(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self.timeout_s, connect=5),
+            headers={"Authorization": f"Bearer {self._key}", "Stripe-Version": API_VERSION},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=READ_BUFFER,
+        )
+
+    def _url(self, path: str) -> URL:
+        return URL(self._base.rstrip("/") + path, encoded=True)  # ids in paths are quoted already
 
     async def _write(
         self, method: str, path: str, parameters: Mapping[str, Any], key: str, account: str | None
     ) -> Reply:
+        created, replayed = await self._send(method, path, parameters, key, account)
+        return Reply(created.id, created.status, replayed)
+
+    async def _send(
+        self, method: str, path: str, parameters: Mapping[str, Any], key: str, account: str | None
+    ) -> tuple[_Created, bool]:
         assert "/disputes" not in path or parameters.get("submit") == "false", "evidence is submitted by people only"
         client = self._stripe()
         try:
@@ -206,44 +319,62 @@ class StripeGateway:
                 )
             created = msgspec.json.decode(answer.body, type=_Created)
         except stripe.StripeError as error:
-            raise self._failure(path, error, wrote=True) from None
+            raise _refused_write(path, error) from None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise OutcomeUnknown(f"{path}: no whole answer ({type(error).__name__})") from None
-        self._count(path, 200)
-        return Reply(created.id, created.status, replayed=_replayed(answer.headers))
+        return created, _replayed(answer.headers)
 
-    def _failure(self, path: str, error: stripe.StripeError, *, wrote: bool) -> Exception:
-        """Stripe's refusals and failures as ours. A lost connection or 5xx after a write leaves its outcome unknown."""
-        status = error.http_status or 0
-        told = error.json_body.get("error", {}) if isinstance(error.json_body, dict) else {}
-        code = told.get("code") if isinstance(told, dict) else None
-        self._count(path, status)
-        sentence = f"{path}: {status or 'no answer'} {code or type(error).__name__}"
-        if status in (401, 429):  # the key is being rolled, or the rate is too high: nothing happened, and it will pass
-            return StripeUnavailable(sentence)
-        if status == 409 and code == "idempotency_key_in_use":
-            return OutcomeUnknown(sentence)
-        if status == 0 or status >= 500:
-            if not wrote:
-                return StripeUnavailable(sentence)
-            unknown = OutcomeUnknown(sentence)
-            unknown.replayed = _replayed(error.headers or {})
-            return unknown
-        if status == 409:
-            return StripeUnavailable(sentence)
-        parameter = told.get("param") if isinstance(told, dict) else None
-        detail = f" (param {parameter})" if isinstance(parameter, str) and parameter.isidentifier() else ""
-        return StripeRefused(f"{sentence}{detail}", code=code or type(error).__name__, status=status)
 
-    def _limit(self, path: str) -> AsyncLimiter:
-        endpoint = path.split("/")[2] if path.count("/") > 1 else path
-        if endpoint not in self._limits:
-            self._limits[endpoint] = AsyncLimiter(READS_PER_S, 1)
-        return self._limits[endpoint]
+def _refused_write(path: str, error: stripe.StripeError) -> Exception:
+    """A refusal or failure that the SDK reports of a write, as ours."""
+    told = error.json_body.get("error") if isinstance(error.json_body, dict) else None
+    of_error: dict[str, Any] = told if isinstance(told, dict) else {}
+    code, parameter = of_error.get("code"), of_error.get("param")
+    failure = _failure(path, error.http_status or 0, code, type(error).__name__, parameter, wrote=True)
+    if isinstance(failure, OutcomeUnknown):
+        failure.replayed = _replayed(error.headers or {})
+    return failure
 
-    def _count(self, path: str, status: int) -> None:
-        key = (path.split("/")[2] if path.count("/") > 1 else path, status)
-        self.calls[key] = self.calls.get(key, 0) + 1
+
+def _told(body: bytes) -> tuple[str | None, str, Any]:
+    """The code, type and parameter of an error's body; not all that answers in Stripe's place speaks JSON."""
+    try:
+        error = msgspec.json.decode(body, type=_Told).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        error = _Error()
+    code, kind = error.code, error.type
+    return code if isinstance(code, str) else None, kind if isinstance(kind, str) else "no error object", error.param
+
+
+def _failure(path: str, status: int, code: str | None, name: str, parameter: Any, *, wrote: bool) -> Exception:
+    """Stripe's refusals and failures as ours. A lost connection or 5xx after a write leaves its outcome unknown."""
+    sentence = f"{path}: {status or 'no answer'} {code or name}"
+    if status in (401, 429):  # the key is being rolled, or the rate is too high: nothing happened, and it will pass
+        return StripeUnavailable(sentence)
+    if status == 409 and code == "idempotency_key_in_use":
+        return OutcomeUnknown(sentence)
+    if status == 0 or status >= 500:
+        return OutcomeUnknown(sentence) if wrote else StripeUnavailable(sentence)
+    if status == 409 or status < 400:  # we follow no redirect: our key would go with it
+        return StripeUnavailable(sentence)
+    detail = f" (param {parameter})" if isinstance(parameter, str) and parameter.isidentifier() else ""
+    return StripeRefused(f"{sentence}{detail}", code=code or name, status=status)
+
+
+def flattened(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Parameters as Stripe reads them from an address: `created[gte]=1`, `types[0]=charge.failed`, `true`."""
+    match value:
+        case Mapping():
+            inner = [(f"{name}[{key}]" if name else str(key), each) for key, each in value.items()]
+        case list() | tuple():
+            inner = [(f"{name}[{place}]", each) for place, each in enumerate(value)]
+        case None:
+            return []
+        case bool():
+            return [(name, str(value).lower())]
+        case _:
+            return [(name, str(value))]
+    return [pair for key, each in inner for pair in flattened(each, key)]
 
 
 def _options(account: str | None) -> dict[str, Any]:

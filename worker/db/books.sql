@@ -90,10 +90,11 @@ select id, customer, body, xmin as version from objects where realm = :realm and
 select id, customer, body, xmin as version from objects where realm = :realm and id = any(:ids::text[]);
 
 -- name: insert_objects
-insert into objects (realm, id, kind, customer, reference_a, reference_b, as_of, body, created, digest, moved_minor, currency)
+insert into objects (realm, id, kind, customer, reference_a, reference_b, as_of, body, created, digest, moved_minor, currency,
+                     unfinished)
 select :realm, * from unnest(:ids::text[], :kinds::text[], :customers::text[], :references_a::text[], :references_b::text[],
                              :as_of::bigint[], :bodies::bytea[], :created::bigint[], :digests::bigint[], :moved::bigint[],
-                             :currencies::text[])
+                             :currencies::text[], :unfinished::boolean[])
 on conflict do nothing
 returning id;
 
@@ -102,10 +103,11 @@ returning id;
 -- Whoever tells of an object knows it: a mark that Stripe does not is taken off.
 update objects set customer = told.customer, reference_a = told.reference_a, reference_b = told.reference_b, as_of = told.as_of,
     body = told.body, created = told.created, digest = told.digest, moved_minor = told.moved_minor, currency = told.currency,
-    unknown_since = null
+    unfinished = told.unfinished, unknown_since = null
 from unnest(:ids::text[], :customers::text[], :references_a::text[], :references_b::text[], :as_of::bigint[], :bodies::bytea[],
-            :created::bigint[], :digests::bigint[], :moved::bigint[], :currencies::text[], :versions::xid[])
-  as told (id, customer, reference_a, reference_b, as_of, body, created, digest, moved_minor, currency, version)
+            :created::bigint[], :digests::bigint[], :moved::bigint[], :currencies::text[], :unfinished::boolean[],
+            :versions::xid[])
+  as told (id, customer, reference_a, reference_b, as_of, body, created, digest, moved_minor, currency, unfinished, version)
 where objects.realm = :realm and objects.id = told.id and objects.xmin = told.version
 returning objects.id;
 

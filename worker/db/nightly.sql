@@ -1,4 +1,4 @@
--- Statements of the nightly run.
+-- Statements of the nightly run: when it is due, what it compares, what it heals.
 
 -- name: last_due$
 select date_trunc('day', (now() - interval '3 hours') at time zone 'utc') at time zone 'utc' + interval '3 hours';
@@ -13,5 +13,201 @@ returning true;
 -- name: finish_run!
 update schedule_runs set state = :state, finished_at = now(), result = :result where name = :name and due_at = :due_at;
 
+-- name: last_done_night$
+select max(due_at) from schedule_runs where name = :name and state = 'done';
+
+-- name: heard_since$
+-- When the first event was delivered; null: none ever was, and no event is missing.
+select least(
+    (select extract(epoch from received_at)::bigint from inbox where realm = :realm order by received_at limit 1),
+    (select min(heard_since) from runs where realm = :realm));
+
+-- name: taken_in_since$
+-- The beginning of what runs have taken in.
+select min(since) from runs where realm = :realm;
+
+-- name: undigested
+select id, body from objects where realm = :realm and digest is null limit :batch;
+
+-- name: project_objects!
+update objects set created = told.created, digest = told.digest, moved_minor = told.moved_minor, currency = told.currency,
+    unfinished = told.unfinished
+from unnest(:ids::text[], :created::bigint[], :digests::bigint[], :moved::bigint[], :currencies::text[], :unfinished::boolean[])
+  as told (id, created, digest, moved_minor, currency, unfinished)
+where objects.realm = :realm and objects.id = told.id and objects.digest is null;
+
+-- name: unseen_unfinished
+-- What may still change and was on none of the lists: it is read by its id.
+select o.kind, o.id from objects o
+where o.realm = :realm and o.unfinished and o.unknown_since is null and o.created < :upper::bigint
+  and not exists (select from scanned s where s.run = :run and s.id = o.id);
+
+-- name: unseen_told
+-- What only an unheard event told of: it is read as it is now.
+select f.kind, f.id from found f
+where f.run = :run and not f.listed and not exists (select from scanned s where s.run = f.run and s.id = f.id);
+
+-- name: unseen_in_windows
+-- What the books have within the windows and Stripe's lists did not show.
+select o.kind, o.id, o.body from unnest(:los::bigint[], :his::bigint[]) as w (lo, hi)
+join objects o on o.realm = :realm and o.kind = any(:kinds::text[]) and o.created >= w.lo and o.created < w.hi
+where o.unknown_since is null and not exists (select from scanned s where s.run = :run and s.id = o.id)
+limit :most;
+
+-- name: mark_unknown!
+update objects set unknown_since = now() where realm = :realm and id = any(:ids::text[]) and unknown_since is null;
+
+-- name: unowned_found
+select id, body from found where run = :run and customer is null and id > :after order by id limit :batch;
+
+-- name: owners_found
+select id, customer from found where run = :run and id = any(:ids::text[]) and customer is not null
+union all
+select id, customer from objects where realm = :realm and id = any(:ids::text[]) and customer is not null;
+
+-- name: own_found!
+update found set customer = told.customer from unnest(:ids::text[], :customers::text[]) as told (id, customer)
+where found.run = :run and found.id = told.id;
+
+-- name: found_customers
+select distinct customer from found where run = :run and state in ('staged', 'heal') and customer > :after order by customer limit :batch;
+
+-- name: laid_over
+select id, customer, body from found where run = :run and customer = any(:customers::text[]) and state in ('staged', 'heal');
+
+-- name: staged_of
+select id, kind, customer, listed, as_of, body from found where run = :run and customer = any(:customers::text[]) and state = 'staged';
+
+-- name: staged_of_nobody
+select id, kind, customer, listed, as_of, body from found where run = :run and customer is null and state = 'staged' and id > :after
+order by id limit :batch;
+
+-- name: unheard_about
+select object, event_id, type, created from unheard where run = :run and object = any(:ids::text[]) order by created;
+
+-- name: pass_over!
+update found set state = 'same' where run = :run and id = any(:ids::text[]);
+
+-- name: save_findings!
+insert into findings (run, id, what, class, object, customer, body)
+select :run, * from unnest(:ids::text[], :whats::text[], :classes::text[], :objects::text[], :customers::text[], :bodies::bytea[])
+on conflict (run, id) do update set body = excluded.body, class = excluded.class;
+
+-- name: drop_standing!
+-- What is no drift is looked at anew by every attempt; drift, once found, stays found.
+delete from findings where run = :run and not (what = any(:drift::text[]));
+
+-- name: unheard_alone
+-- Events never heard whose object is right all the same.
+select u.event_id, u.type, u.created, u.object, f.customer from unheard u left join found f on f.run = u.run and f.id = u.object
+where u.run = :run and not exists (select from findings g where g.run = u.run and g.object = u.object)
+  and u.created >= :since::bigint;
+
+-- name: count_unheard_before$
+select count(*) from unheard where run = :run and created < :since::bigint;
+
+-- name: unheard_payloads
+select event_id, payload from unheard where run = :run and created >= :since::bigint and event_id > :after order by event_id limit :batch;
+
+-- name: unworkable_events
+select event_id, type, state, payload from inbox where realm = :realm and state in ('dead', 'quarantined') order by received_at limit :most;
+
 -- name: known_events
 select event_id from inbox where event_id = any(:event_ids::text[]);
+
+-- name: unjudged_overlaps
+-- Payments of one person whose paid periods of one thing overlap, and that no decision is about: whether they are copies is for
+-- the rules to say. One pass over all paid periods.
+select distinct p.person from (
+    select person, charge, lag(charge) over w as before, period_start,
+           max(period_end) over (w rows between unbounded preceding and 1 preceding) as ended
+    from paid_periods where realm = :realm
+    window w as (partition by person, thing order by period_start, charge)
+) p
+where p.ended > p.period_start
+  and not exists (select from decisions d where d.realm = :realm and d.subject in (p.charge, p.before));
+
+-- name: decided_subjects
+select distinct subject from decisions where realm = :realm and subject = any(:subjects::text[]);
+
+-- name: begin_healing!
+with given as (update runs set matched = :matched where id = :run)
+update found set state = 'heal' where run = :run and state = 'staged';
+
+-- name: matched_before$
+select matched from runs where id = :run;
+
+-- name: run_since!
+update runs set since = :since, heard_since = :heard_since where id = :run;
+
+
+-- name: claim_to_heal
+select f.run, r.realm, f.id, f.body from found f join runs r on r.id = f.run
+where f.state = 'heal' and not r.dry_run order by f.run, f.customer, f.id limit :batch for update of f skip locked;
+
+-- name: claim_to_heal_these
+select f.run, r.realm, f.id, f.body from found f join runs r on r.id = f.run
+where f.run = :run and f.id = any(:ids::text[]) and f.state = 'heal' for update of f skip locked;
+
+-- name: healed!
+update found set state = :state where run = :run and id = any(:ids::text[]);
+
+-- name: still_to_heal
+select (select count(*) from found where run = :run and state = 'heal') as facts,
+       (select count(*) from unheard u join inbox i on i.event_id = u.event_id where u.run = :run and i.state = 'waiting') as events,
+       (select count(*) from wakeups where realm = :realm and customer = any(:customers::text[]) and due_at <= moment(:realm)) as wakeups,
+       (select count(*) from lookups where realm = :realm and state = 'waiting') as lookups,
+       (select count(*) from actions where realm = :realm and state in ('planned', 'sending') and next_at <= now()
+         and not coalesce((select is_on from switches where name = 'refunds_paused'), false)) as actions;
+
+-- name: wake_these!
+insert into wakeups (realm, customer, due_at) select :realm, c, moment(:realm) from unnest(:customers::text[]) as c
+on conflict (realm, customer) do update set due_at = least(wakeups.due_at, excluded.due_at);
+
+-- name: auto_findings
+select id, object, what from findings where run = :run and class = 'auto' and id > :after order by id limit :batch;
+
+-- name: drifting
+select object, what from findings where run = :run and what = any(:drift::text[]);
+
+-- name: findings_to_wake
+select distinct customer from findings where run = :run and what = any(:whats::text[]);
+
+-- name: nobodys_references
+select o.reference_a, o.reference_b from findings f join objects o on o.realm = :realm and o.id = f.object
+where f.run = :run and f.what = :what;
+
+-- name: settled_events
+select event_id from inbox where event_id = any(:event_ids::text[]) and state <> 'waiting';
+
+-- name: count_unread$
+select count(*) from unread where run = :run;
+
+-- name: found_bodies
+select id, body, state from found where run = :run and id = any(:ids::text[]);
+
+-- name: mark_healed!
+update findings set healed = true where run = :run and id = any(:ids::text[]);
+
+-- name: count_findings
+select what, class, healed, count(*) as n from findings where run = :run group by what, class, healed;
+
+-- name: some_findings
+select body from findings where run = :run order by class = 'auto', what, id limit :most;
+
+-- name: live_workers$
+select count(*) from workers where role = 'worker' and seen_at > now() - interval '30 seconds';
+
+-- name: raise_run_alert!
+insert into alerts (realm, cause, kind, severity, customer, subject, sentence)
+values (:realm, :cause, :kind, :severity, '', :subject, :sentence)
+on conflict (realm, cause) do update set severity = excluded.severity, subject = excluded.subject, sentence = excluded.sentence,
+    raised_at = case when alerts.resolved_at is null then alerts.raised_at else now() end, resolved_at = null;
+
+-- name: resolve_run_alert!
+update alerts set resolved_at = now() where realm = :realm and cause = :cause and resolved_at is null;
+
+-- name: newest_look$
+-- The newest dry run whose findings are still kept: `policy diff` sees the account as it found it.
+select id from runs where realm = :realm and dry_run and state in ('done', 'incomplete')
+  and exists (select from found where run = runs.id and state = 'staged') order by started_at desc limit 1;

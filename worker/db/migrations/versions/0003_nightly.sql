@@ -6,9 +6,11 @@ alter table objects
     add column digest        bigint,          -- handlers.projection.digest: equal for tellings that say the same
     add column moved_minor   bigint,          -- what it moved of the merchant's money, refunds and disputes negative
     add column currency      text,
+    add column unfinished    boolean,         -- it may still change by itself: read again every night, whatever its age
     add column unknown_since timestamptz;     -- Stripe answered that it does not know this object; the row stays, and is shown
 create index objects_created on objects (realm, kind, created);
 create index objects_undigested on objects (realm, id) where digest is null;
+create index objects_unfinished on objects (realm, kind) where unfinished;
 create index objects_unknown on objects (realm) where unknown_since is not null;
 
 create table paid_periods (
@@ -37,6 +39,9 @@ create table runs (
     state       text not null default 'running' check (state in ('running', 'done', 'incomplete', 'failed', 'abandoned')),
     stage       text not null default 'scan',  -- scan | reread | compare | plan | heal | report: for people who watch
     exit_code   smallint,
+    matched     bytea,                         -- worker.matching.Matched of what was given to healing: counted once
+    heard_since bigint,                        -- when the first event was delivered, as known then: the inbox does not keep it for ever
+    since       bigint,                        -- of a finished run that healed: from here on the books know everything
     attempts    integer not null default 1,
     started_at  timestamptz not null default now(),
     seen_at     timestamptz not null default now(),
@@ -81,7 +86,7 @@ create table found (
     customer text collate "C",                 -- whose it is, once that is known
     as_of    bigint not null,
     listed   boolean not null,                 -- read from Stripe during the run; false: told by an unheard event only
-    state    text not null default 'staged' check (state in ('staged', 'same', 'heal', 'healed')),
+    state    text not null default 'staged' check (state in ('staged', 'same', 'heal', 'healed', 'failed')),
     body     bytea not null,                   -- handlers.customer.encode(fact): what Stripe says, folded within the run
     primary key (run, id)
 );
@@ -138,3 +143,16 @@ create table findings (
     primary key (run, id)
 );
 comment on table findings is 'Everything a run found wrong, with its class and what became of it.';
+
+create table gaps (
+    event_id text collate "C" primary key,     -- the v2 event that told of it
+    realm    text not null,
+    since    timestamptz not null,
+    until    timestamptz not null,             -- [since, until): in it Stripe failed to make an event
+    object   text collate "C",                 -- whose event it was; null: not told yet, see worker.gaps.name_gaps
+    state    text not null default 'open' check (state in ('open', 'read')),
+    told_at  timestamptz not null default now(),
+    read_at  timestamptz
+);
+comment on table gaps is 'Times for which Stripe says that it could not make an event. Open until a run has read the lists over them.';
+create index gaps_open on gaps (realm) where state = 'open';

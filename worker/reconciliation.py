@@ -1,0 +1,665 @@
+"""The nightly run: read Stripe, compare with the books both ways, plan, heal through the one door, and leave a report.
+
+    lock ▸ scan ▸ reread by id ▸ compare ▸ plan (pure, what was found laid over the books) ▸ heal ▸ verify ▸ report
+
+Whoever runs it, a worker at night or a person at the command line, only writes facts and wishes; a worker judges and sends, by its
+own policy. Where no worker is alive, the process that asked works itself, and sends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Protocol, TypeAlias
+
+import msgspec
+import structlog
+
+from handlers.customer import AnyFact, CustomerFile, Seconds, decode
+from handlers.decisions import Judgement, Verdict
+from reconcile.compare import Matter, compare
+from reconcile.findings import DRIFT, Class, Consequence, Finding, What
+from reconcile.plan import consequences
+from reconcile.report import SHOWN, Report, result_of
+from reconcile.windows import ALIVE, EVENTS_KEPT, GRACE, LISTS, ScanPlan, Window, merged, scan_plan
+from worker.checks import check_books, money_of, unknown_sources
+from worker.db import Connection, Pool, connection, queries, transaction
+from worker.errors import SettingsInvalid, StripeRefused, StripeUnavailable
+from worker.history import Person, persons_of
+from worker.inbox import Row, read_event, store_rows, unpack
+from worker.judging import Court, path_of, want
+from worker.matching import Matched, Matcher, find_owners, missing_there, project_older_rows, save_findings
+from worker.runs import certificate, open_run, unread_of
+from worker.scan import late_objects, reread, scan
+from worker.settings import Settings
+from worker.stripe_gateway import StripeGateway
+
+ROWS = 2_000
+PERSONS = 200
+UNSEEN_AT_MOST = 20_000
+"""Rows of the books within the windows that Stripe's lists did not show; more is another account, and nothing to read one by one."""
+LOOK_UP_ROUNDS = 3
+HEAL_WITHIN_S = 900.0
+SEND_WITHIN_S = 120.0
+POLL_S = 0.5
+AHEAD_S = 300
+"""So far a row's telling may lie ahead of Stripe's clock before it is held to be wrong."""
+RUN_ALERT = "nightly run"
+
+log = structlog.get_logger()
+
+
+Windows: TypeAlias = Callable[[Seconds, Seconds | None], Iterable[Window]]
+"""Given the upper edge and since when the books know everything."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is to do: by itself at night or because somebody asked, over which windows, and whether it may heal."""
+
+    kind: str
+    words: str
+    """The window in the asker's words: an unfinished run of the same words is taken up again."""
+    windows: Windows
+    dry_run: bool = False
+    grace_s: int = GRACE
+
+
+class Watch(Protocol):
+    """Who follows a run while it works; `worker.progress.Progress` is one."""
+
+    def begin(self, lists: Iterable[str]) -> None: ...
+    def page(self, list_: str, done_seconds: int, total_seconds: int, objects: int) -> None: ...
+    def stage(self, name: str) -> None: ...
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def begin(self, lists: Iterable[str]) -> None: ...
+    def page(self, list_: str, done_seconds: int, total_seconds: int, objects: int) -> None: ...
+    def stage(self, name: str) -> None: ...
+
+
+class Reconciliation:
+    """One run, from the lock to the report. `run_once` is the whole of it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        gateway: StripeGateway,
+        court: Court,
+        asked: Asked,
+        *,
+        realm: str | None = None,
+        watch: Watch | None = None,
+        on_plan: Callable[[Report], None] | None = None,
+        serve: Callable[[], Awaitable[int]] | None = None,
+    ) -> None:
+        self.settings, self.pool, self.gateway, self.court, self.asked = settings, pool, gateway, court, asked
+        self.realm = realm or settings.realm(None)
+        self.watch = watch or Unwatched()
+        self.on_plan = on_plan
+        self.serve = serve
+        """Does a worker's work once, where no worker is alive; how much it did."""
+        self.matched = Matched()
+        self.reread = 0
+        self.consequences: list[Consequence] = []
+        self.consequences_total = 0
+        self.to_return: dict[str, int] = {}
+        self.to_review: dict[str, int] = {}
+        self.would_hold = self.credits_due = 0
+        self.why: list[str] = []
+        self.unhealed = 0
+        self.asked_for: set[str] = set()
+        """Look-ups that were made already."""
+
+    async def run_once(self) -> Report:
+        """Everything. Raises AnotherRun, SettingsInvalid (no key), StripeRefused, StripeUnavailable, DatabaseUnavailable.
+
+        A run that raised is taken up again by the next one that is asked the same.
+        """
+        if not self.gateway.connected:
+            raise SettingsInvalid(
+                "STRIPE_API_KEY is not set: nothing can be compared with Stripe without a key that may read."
+            )
+        started = time.time()
+        self.requests_before = self.gateway.budget.requests, self.gateway.budget.rate_limited
+        dsn = self.settings.database_dsn()
+        asked = self.asked
+        async with open_run(
+            dsn, self.realm, kind=asked.kind, asked=asked.words, dry_run=asked.dry_run, plan=self._plan
+        ) as run:
+            log.info("run.began", run=run.id, resumed=run.resumed, dry_run=run.dry_run, asked=asked.words)
+            self.run = run
+            self.heard_since: Seconds | None = await queries.heard_since(run.conn, realm=self.realm)
+            await self._scan()
+            await self._compare()
+            await self._plan_healing()
+            if not run.dry_run:
+                await self._heal()
+            report = await self._report(started)
+            await self._finish(report)
+        return report
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def _plan(self) -> ScanPlan:
+        """The fixed upper edge is Stripe's clock less the grace: what is younger is still on its way here."""
+        async with connection(self.pool) as conn:
+            heard: Seconds | None = await queries.heard_since(conn, realm=self.realm)
+            taken_in: Seconds | None = await queries.taken_in_since(conn, realm=self.realm)
+        upper = await self._stripe_clock() - self.asked.grace_s
+        since = min((s for s in (heard, taken_in) if s is not None), default=None)
+        plan = scan_plan(self.asked.windows(upper, since), upper)
+        if heard is None:  # nothing was ever delivered: no event is missing
+            return msgspec.structs.replace(plan, lists={**plan.lists, "events": ()})
+        kept = Window(max(heard, upper - EVENTS_KEPT), upper)
+        events = merged(Window(max(w.lo, kept.lo), w.hi) for w in plan.lists["events"])
+        return msgspec.structs.replace(plan, lists={**plan.lists, "events": events})
+
+    async def _scan(self) -> None:
+        run = self.run
+        await self._stage("project")
+        async with run.transaction() as conn:
+            await project_older_rows(conn, self.realm)
+        await self._stage("scan")
+        self.watch.begin([name for name, windows in run.plan.lists.items() if windows])
+        await scan(run, self.gateway, self.settings.mode, self.watch.page)
+        await self._stage("reread")
+        try:
+            self.late = await late_objects(self.gateway, run.plan.upper, run.account) if self.heard_since else set()
+        except (StripeRefused, StripeUnavailable) as error:
+            self.late = set()
+            async with run.transaction():
+                await run.unread("events", f"{run.plan.upper}..", str(error))
+        await self._reread()
+
+    async def _reread(self) -> None:
+        """By id: what may still change and was not listed, what only an event told of, what the lists did not show."""
+        run = self.run
+        unfinished = await run.conn.fetch(queries.unseen_unfinished.sql, self.realm, run.plan.upper, run.id)
+        told = await run.conn.fetch(queries.unseen_told.sql, run.id)
+        windows = run.plan.windows
+        partly = {row.list for row in await certificate(run.conn, run.id) if row.unread}
+        kinds = sorted({LISTS[name].kind for name in LISTS if name not in partly and name not in ALIVE})
+        unshown = await run.conn.fetch(
+            queries.unseen_in_windows.sql,
+            [w.lo for w in windows],
+            [w.hi for w in windows],
+            self.realm,
+            kinds,
+            run.id,
+            UNSEEN_AT_MOST + 1,
+        )
+        if len(unshown) > UNSEEN_AT_MOST:
+            async with run.transaction():
+                why = f"more than {UNSEEN_AT_MOST} objects of the books are on none of Stripe's lists: is this key another account's?"
+                await run.unread("books", "unshown", why)
+            unshown = unshown[:UNSEEN_AT_MOST]
+        sources = await unknown_sources(run.conn, run.id, self.realm, UNSEEN_AT_MOST)
+        asked = {
+            **{row["id"]: row["kind"] for row in (*unfinished, *told, *unshown)},
+            **{id_: kind for kind, id_ in sources},
+        }
+        gone = await reread(run, self.gateway, [(kind, id_) for id_, kind in sorted(asked.items()) if _readable(kind)])
+        self.reread = len(asked)
+        await self._unknown(gone, {row["id"]: row["body"] for row in unshown})
+
+    async def _unknown(self, gone: Sequence[tuple[str, str]], unshown: dict[str, bytes]) -> None:
+        """Mark what Stripe does not know; what it knows and did not list makes the list unbelievable."""
+        run, lost = self.run, {id_ for _, id_ in gone}
+        rows = await run.conn.fetch(queries.load_objects_by_id.sql, self.realm, sorted(lost))
+        found = [
+            missing_there(str(fact.__struct_config__.tag), fact.id, fact, row["customer"])
+            for row in rows
+            if (fact := decode(row["body"])) is not None
+        ]
+        hidden = await self._hidden_customers(unshown.values())
+        async with run.transaction() as conn:
+            await save_findings(run, found)
+            if not run.dry_run and found:
+                await conn.execute(queries.mark_unknown.sql, self.realm, [finding.object for finding in found])
+            for id_, body in sorted(unshown.items()):
+                fact = decode(body)
+                kind = str(fact.__struct_config__.tag)
+                on_clock = getattr(fact, "test_clock", False) or getattr(fact, "customer", None) in hidden
+                if id_ not in lost and kind != "customer" and not on_clock:
+                    why = "Stripe has it and the list over its time did not show it"
+                    await run.unread(next(name for name in LISTS if LISTS[name].kind == kind), id_, why)
+
+    async def _hidden_customers(self, bodies: Iterable[bytes]) -> set[str]:
+        """Customers on a test clock: Stripe's lists leave them and theirs out."""
+        owners = sorted({str(owner) for body in bodies if (owner := getattr(decode(body), "customer", None))})
+        rows = await self.run.conn.fetch(queries.load_objects_by_id.sql, self.realm, owners) if owners else []
+        return {row["id"] for row in rows if getattr(decode(row["body"]), "test_clock", False)}
+
+    # --- comparing ----------------------------------------------------------------------------------------------------
+
+    async def _compare(self) -> None:
+        run = self.run
+        await self._stage("compare")
+        before = await queries.matched_before(run.conn, run=run.id)
+        async with run.transaction() as conn:
+            await queries.drop_standing(conn, run=run.id, drift=[str(what) for what in DRIFT])
+        await find_owners(run)
+        matcher = Matcher(run, self.heard_since, self.late, await self._stripe_clock() + AHEAD_S)
+        self.matched = await matcher.match()
+        if before is not None:
+            self.matched = _together(msgspec.json.decode(before, type=Matched), self.matched)
+        now: datetime = await queries.moment_of(run.conn, realm=self.realm)
+        standing, self.waiting = await check_books(run.conn, self.realm, now)
+        drift = {
+            row["object"]: What(row["what"])
+            for row in await run.conn.fetch(queries.drifting.sql, run.id, [str(w) for w in DRIFT])
+        }
+        self.money = await money_of(run.conn, run.id, self.realm, run.plan, drift)
+        copies = [finding async for finding in self._unjudged(now)]
+        async with run.transaction():
+            await save_findings(run, (*standing, *self.money.findings, *copies))
+
+    async def _stripe_clock(self) -> Seconds:
+        """What time it is at Stripe."""
+        return (await self.gateway.page("/v1/events", {"limit": 1}, _account(self.realm))).as_of
+
+    async def _unjudged(self, now: datetime) -> AsyncIterator[Finding]:
+        """Paid periods that overlap and that nothing was decided about: a second pair of eyes beside the judging of files."""
+        rows = await self.run.conn.fetch(queries.unjudged_overlaps.sql, self.realm)
+        seen: set[str] = set()
+        people = [row["person"] for row in rows]
+        for start in range(0, len(people), PERSONS):
+            async for person in persons_of(self.run.conn, self.realm, people[start : start + PERSONS], seen):
+                judgement = person.judge(self.court.policy, now, test_clocks=self.court.test_clocks)
+                subjects = [d.subject for d in judgement.decisions.values() if d.clause == "4.3"]
+                decided = {
+                    r["subject"] for r in await self.run.conn.fetch(queries.decided_subjects.sql, self.realm, subjects)
+                }
+                for subject in sorted(set(subjects) - decided):
+                    decision = judgement.decisions[subject]
+                    yield Finding(
+                        what=What.COPY_UNJUDGED,
+                        class_=Class.AUTO,
+                        object=subject,
+                        kind="charge",
+                        customer=decision.customer,
+                        sentence=f"{subject} repeats a paid period and nothing was decided about it: {decision.reason}",
+                        do="Its customer is judged again.",
+                        clause="4.3",
+                        amount=decision.amount,
+                    )
+
+    # --- planning -----------------------------------------------------------------------------------------------------
+
+    async def _plan_healing(self) -> None:
+        """Judge everybody concerned twice, without and with what was found; read what the rules ask for on the way."""
+        await self._stage("plan")
+        now: datetime = await queries.moment_of(self.run.conn, realm=self.realm)
+        after, seen = "", set[str]()
+        sums: Counter[tuple[str, str]] = Counter()
+        while rows := await self.run.conn.fetch(queries.found_customers.sql, self.run.id, after, PERSONS):
+            customers = [row["customer"] for row in rows]
+            after = customers[-1]
+            for was, becomes in await self._judged_twice(customers, seen, now):
+                self._follow(consequences(was, becomes, self.court.refunds), was, becomes, int(now.timestamp()), sums)
+        self.to_return = _by_currency(sums, Verdict.REFUND)
+        self.to_review = _by_currency(sums, Verdict.REVIEW)
+        if self.on_plan is not None:
+            self.on_plan(await self._report(time.time(), final=False))
+
+    async def _judged_twice(
+        self, customers: Sequence[str], seen: set[str], now: datetime
+    ) -> list[tuple[Judgement, Judgement]]:
+        """Each person's judgement by the books, and by the books with what was found laid over them."""
+        before_us = set(seen)
+        for _ in range(LOOK_UP_ROUNDS):
+            seen_now = set(before_us)
+            becomes, wanted = [], set[tuple[str, str]]()
+            async for person in persons_of(self.run.conn, self.realm, customers, seen_now, run=self.run.id):
+                judgement = self._judge(person, now)
+                becomes.append((person, judgement))
+                wanted |= judgement.wanted
+            unread = [(_LOOKED_UP.get(kind, kind), _lookup_id(kind, id_)) for kind, id_ in sorted(wanted)]
+            known = await self.run.conn.fetch(queries.found_bodies.sql, self.run.id, [id_ for _, id_ in unread])
+            have = {row["id"] for row in known} | self.asked_for
+            unread = [(kind, id_) for kind, id_ in unread if id_ not in have and _readable(kind)]
+            self.asked_for |= {id_ for _, id_ in unread}
+            if not unread:
+                break
+            self.reread += len(unread)
+            await reread(self.run, self.gateway, unread)
+            await find_owners(self.run)
+        seen |= seen_now
+        pairs = []
+        for person, judgement in becomes:
+            theirs = set[str]()
+            group = sorted(person.facts)
+            was = Judgement(decisions={})
+            async for known_person in persons_of(self.run.conn, self.realm, group, theirs):
+                if set(known_person.facts) & set(group) and any(known_person.facts.values()):
+                    was = _both(was, self._judge(known_person, now))
+            pairs.append((was, judgement))
+        return pairs
+
+    def _judge(self, person: Person, now: datetime) -> Judgement:
+        return person.judge(self.court.policy, now, test_clocks=self.court.test_clocks)
+
+    def _follow(
+        self,
+        found: Sequence[Consequence],
+        was: Judgement,
+        becomes: Judgement,
+        now_s: Seconds,
+        sums: Counter[tuple[str, str]],
+    ) -> None:
+        imported = not was.accounts
+        for consequence in found:
+            if consequence.about == "credits" and imported:
+                continue  # every lot is new; what counts of them is below
+            self.consequences_total += 1
+            if len(self.consequences) < SHOWN:
+                self.consequences.append(consequence)
+            if consequence.about == "standing" and consequence.becomes in ("flagged", "suspended"):
+                self.would_hold += 1
+            if consequence.amount is not None:
+                sums[consequence.verdict, consequence.amount.currency] += consequence.amount.minor
+        for customer, lots in becomes.lots.items():
+            known = was.lots.get(customer, {})
+            for id_, lot in lots.items():
+                closes = lot.closing is not None and lot.closing.at <= now_s
+                if closes and (id_ not in known or known[id_].closing is None):
+                    self.credits_due += lot.credits
+
+    # --- healing ------------------------------------------------------------------------------------------------------
+
+    async def _heal(self) -> None:
+        """Give everything of class auto to healing, wait until it is done, and look whether it is."""
+        run = self.run
+        await self._stage("heal")
+        alive = bool(await queries.live_workers(run.conn))
+        if not alive:
+            self.why.append(
+                "No worker is running: what was found was taken in here, and nothing is sent to Stripe until one runs."
+            )
+        await self._store_unheard()
+        rows = await run.conn.fetch(queries.findings_to_wake.sql, run.id, [str(w) for w in _WOKEN])
+        customers = sorted({row["customer"] for row in rows if row["customer"]})
+        async with run.transaction() as conn:
+            if customers:
+                await queries.wake_these(conn, realm=self.realm, customers=customers)
+            await self._want_references(conn)
+            await queries.begin_healing(conn, run=run.id, matched=msgspec.json.encode(self.matched))
+        await self._until_healed(customers, alive)
+        await self._verify()
+
+    async def _store_unheard(self) -> None:
+        """Events that never arrived, into the inbox as if they had; those from before the books began are not missing."""
+        since, after = self.heard_since, ""
+        while since is not None and (
+            rows := await self.run.conn.fetch(queries.unheard_payloads.sql, self.run.id, since, after, ROWS)
+        ):
+            after = rows[-1]["event_id"]
+            events: list[Row] = [read_event(unpack(row["payload"]), self.settings.mode) for row in rows]
+            async with self.run.transaction() as conn:
+                await store_rows(conn, events)
+
+    async def _want_references(self, conn: Connection) -> None:
+        """What objects of nobody refer to is read: it says whose they are."""
+        rows = await conn.fetch(queries.nobodys_references.sql, self.realm, self.run.id, str(What.NOBODYS))
+        told = [
+            (kind, ref)
+            for row in rows
+            for ref in (row["reference_a"], row["reference_b"])
+            if ref and (kind := _kind_of_id(ref))
+        ]
+        if told:
+            await want(conn, self.realm, [(kind, id_, path_of(kind, id_), 0) for kind, id_ in told])
+
+    async def _until_healed(self, customers: list[str], alive: bool) -> None:
+        """Until nothing of the run waits: for the workers, or by working here."""
+        began = time.monotonic()
+        while True:
+            if not alive and self.serve is not None:
+                await self.serve()
+            row = (await self.run.conn.fetch(queries.still_to_heal.sql, self.run.id, self.realm, customers))[0]
+            waits = row["facts"] + row["events"] + row["wakeups"] + row["lookups"]
+            sends = row["actions"] if alive and self.court.refunds == "auto" else 0
+            elapsed = time.monotonic() - began
+            if not waits and (not sends or elapsed > SEND_WITHIN_S):
+                return
+            if elapsed > HEAL_WITHIN_S:
+                self.why.append(
+                    f"After {HEAL_WITHIN_S / 60:.0f} minutes {waits} things still wait to be taken in: is a worker running?"
+                )
+                return
+            if alive or not waits:
+                await asyncio.sleep(POLL_S)
+
+    async def _verify(self) -> None:
+        """Every finding of class auto again: what is as Stripe says now is healed, what is not makes the run incomplete."""
+        await self._stage("verify")
+        run = self.run
+        now: datetime = await queries.moment_of(run.conn, realm=self.realm)
+        still, self.waiting = await check_books(run.conn, self.realm, now)
+        stands = {finding.id for finding in still if finding.class_ is Class.AUTO}
+        after = ""
+        while rows := await run.conn.fetch(queries.auto_findings.sql, run.id, after, ROWS):
+            after = rows[-1]["id"]
+            objects = [row["object"] for row in rows]
+            told = {r["id"]: r for r in await run.conn.fetch(queries.found_bodies.sql, run.id, objects)}
+            here = {
+                r["id"]: decode(r["body"])
+                for r in await run.conn.fetch(queries.load_objects_by_id.sql, self.realm, objects)
+            }
+            heard = {r["event_id"] for r in await run.conn.fetch(queries.settled_events.sql, objects)}
+            decided = {r["subject"] for r in await run.conn.fetch(queries.decided_subjects.sql, self.realm, objects)}
+            healed = []
+            for row in rows:
+                match What(row["what"]):
+                    case What.MISSING_HERE | What.DIFFERENT:
+                        ok = row["object"] in told and _agrees(
+                            here.get(row["object"]), decode(told[row["object"]]["body"])
+                        )
+                    case What.EVENT_UNHEARD:
+                        ok = row["object"] in heard
+                    case What.COPY_UNJUDGED:
+                        ok = row["object"] in decided
+                    case _:
+                        ok = row["id"] not in stands
+                healed += [row["id"]] if ok else []
+            self.unhealed += len(rows) - len(healed)
+            async with run.transaction() as conn:
+                await queries.mark_healed(conn, run=run.id, ids=healed)
+
+    # --- the report ---------------------------------------------------------------------------------------------------
+
+    async def _report(self, started: float, *, final: bool = True) -> Report:
+        run, conn = self.run, self.run.conn
+        lists = await certificate(conn, run.id)
+        unread = await unread_of(conn, run.id, SHOWN)
+        total = await queries.count_unread(conn, run=run.id)
+        rows = await conn.fetch(queries.count_findings.sql, run.id)
+        found: Counter[str] = Counter()
+        classes: Counter[str] = Counter()
+        for row in rows:
+            found[row["what"]] += row["n"]
+            classes[row["class"]] += row["n"]
+        some = await conn.fetch(queries.some_findings.sql, run.id, SHOWN)
+        asked, limited = self.requests_before
+        money = self.money
+        report = Report(
+            run=run.id,
+            realm=self.realm,
+            kind=self.asked.kind,
+            dry_run=run.dry_run,
+            asked=self.asked.words,
+            since=min((w.lo for w in run.plan.windows), default=run.plan.upper),
+            until=run.plan.upper,
+            windows=[(w.lo, w.hi) for w in run.plan.windows],
+            started_at=int(started),
+            finished_at=int(time.time()),
+            result="",
+            exit=0,
+            why=list(self.why),
+            certificate=lists,
+            unread=unread,
+            unread_total=total,
+            reread=self.reread,
+            requests=self.gateway.budget.requests - asked,
+            rate_limited=self.gateway.budget.rate_limited - limited,
+            imported=dict(sorted(self.matched.imported.items())),
+            enriched=self.matched.enriched,
+            in_flight=self.matched.in_flight,
+            found=dict(sorted(found.items())),
+            drift=sum(found[what] for what in DRIFT),
+            by_class=dict(sorted(classes.items())),
+            findings=[msgspec.json.decode(row["body"], type=Finding) for row in some],
+            consequences=self.consequences,
+            consequences_total=self.consequences_total,
+            to_return=self.to_return,
+            to_review=self.to_review,
+            would_hold=self.would_hold,
+            credits_due=self.credits_due,
+            healed=sum(row["n"] for row in rows if row["healed"]),
+            unhealed=self.unhealed,
+            money=money.rows,
+            other=money.other,
+            residuals=money.residuals,
+            residuals_total=money.residuals_total,
+            days=money.days,
+            causes=dict(sorted(self.matched.causes.items())),
+            waiting=self.waiting,
+        )
+        report.result, report.exit = result_of(report)
+        if final:
+            report.why += _why(report)
+        return report
+
+    async def _finish(self, report: Report) -> None:
+        """Keep the report; an incomplete run raises an alert, a complete one resolves it."""
+        run = self.run
+        state = "incomplete" if report.result == "incomplete" else "done"
+        async with transaction(self.pool) as conn:
+            if report.result == "incomplete":
+                sentence = (
+                    f"The comparison with Stripe is incomplete: {' '.join(report.why)} `finalsale runs show {run.id}`"
+                )
+                await queries.raise_run_alert(
+                    conn,
+                    realm=self.realm,
+                    cause=RUN_ALERT,
+                    kind="nightly_incomplete",
+                    severity="critical",
+                    subject=run.id,
+                    sentence=sentence,
+                )
+            elif self.asked.kind == "nightly":
+                await queries.resolve_run_alert(conn, realm=self.realm, cause=RUN_ALERT)
+        if state == "done" and not run.dry_run:
+            async with run.transaction() as conn:
+                await queries.run_since(conn, run=run.id, since=report.since, heard_since=self.heard_since)
+        await run.finish(state, report.exit, msgspec.json.encode(report))
+        log.info(
+            "run.finished",
+            run=run.id,
+            result=report.result,
+            objects=sum(line.objects for line in report.certificate),
+            drift=report.drift,
+            healed=report.healed,
+            unread=report.unread_total,
+            seconds=report.finished_at - report.started_at,
+        )
+
+    async def _stage(self, name: str) -> None:
+        await self.run.stage(name)
+        self.watch.stage(name)
+
+
+_WOKEN = (What.TRIAL_OVERDUE, What.CREDITS_OVERDUE, What.COPY_UNJUDGED)
+_LOOKED_UP = {
+    "balance": "balance_read",
+    "checkout.session": "checkout_session",
+    "radar.early_fraud_warning": "early_fraud_warning",
+}
+_KINDS_BY_PREFIX = {
+    "ch_": "charge",
+    "py_": "charge",
+    "pi_": "payment_intent",
+    "in_": "invoice",
+    "sub_": "subscription",
+    "cs_": "checkout.session",
+}
+
+
+def _kind_of_id(id_: str) -> str | None:
+    return next((kind for prefix, kind in _KINDS_BY_PREFIX.items() if id_.startswith(prefix)), None)
+
+
+def _lookup_id(kind: str, id_: str) -> str:
+    """The id under which a look-up's answer is kept among facts."""
+    match kind:
+        case "balance":
+            return f"balance:{id_}"
+        case "session_lines":
+            return f"lines:{id_}"
+        case _:
+            return id_
+
+
+_READABLE = frozenset(listing.kind for listing in LISTS.values()) - {"event", "balance_transaction"} | {
+    "balance_read",
+    "session_lines",
+}
+
+
+def _readable(kind: str) -> bool:
+    return kind in _READABLE
+
+
+def _account(realm: str) -> str | None:
+    return realm.partition(":")[2] or None
+
+
+def _agrees(here: AnyFact | None, at_stripe: AnyFact) -> bool:
+    """Whether the books say what Stripe said, or were told something later since."""
+    if here is None:
+        return False
+    return compare(here, at_stripe, CustomerFile([here])).matter in (Matter.SAME, Matter.MORE)
+
+
+def _both(a: Judgement, b: Judgement) -> Judgement:
+    """Two judgements of disjoint persons as one."""
+    return Judgement(
+        decisions={**a.decisions, **b.decisions}, accounts={**a.accounts, **b.accounts}, lots={**a.lots, **b.lots}
+    )
+
+
+def _together(a: Matched, b: Matched) -> Matched:
+    return Matched(
+        imported=Counter(a.imported) + Counter(b.imported),
+        enriched=a.enriched + b.enriched,
+        in_flight=a.in_flight + b.in_flight,
+        causes=Counter(a.causes) + Counter(b.causes),
+    )
+
+
+def _by_currency(sums: Counter[tuple[str, str]], verdict: Verdict) -> dict[str, int]:
+    return {currency: minor for (said, currency), minor in sorted(sums.items()) if said == verdict}
+
+
+def _why(report: Report) -> list[str]:
+    """Why the result is what it is, in sentences."""
+    said = []
+    if report.unread_total:
+        said.append(f"{report.unread_total} things could not be read.")
+    if report.unhealed:
+        said.append(f"{report.unhealed} findings are still there after healing.")
+    if n := report.by_class.get("ask", 0):
+        said.append(f"{n} findings need a person.")
+    if report.waiting.reviews:
+        said.append(f"{report.waiting.reviews} reviews wait for a person.")
+    if report.dry_run and (n := report.by_class.get("auto", 0)):
+        said.append(f"{n} findings would be healed without --dry-run.")
+    return said
