@@ -92,20 +92,31 @@ class Compared(msgspec.Struct, frozen=True):
     differences: tuple[Difference, ...] = ()
 
 
-def compare(here: AnyFact | None, at_stripe: AnyFact, file: CustomerFile, *, told_unheard: bool = False) -> Compared:
+def compare(
+    here: AnyFact | None,
+    at_stripe: AnyFact,
+    file: CustomerFile,
+    *,
+    told_unheard: bool = False,
+    listed: bool = True,
+) -> Compared:
     """Stripe's telling of one object against the books' (None: they have none).
 
     `file` holds everything else known about the customer, what was found tonight included: a charge whose refund is missing
     is not missing anything itself. `told_unheard`: an event about it never arrived, so nothing about it is silent.
+    `listed`: Stripe showed it so during the run; otherwise only an event tells it, and of its own second the books may know
+    the end already (an invoice is finalized and paid within one).
     """
     if here is None:
-        return Compared(Matter.MORE if silent(at_stripe) and not told_unheard else Matter.MISSING)
+        no_event = not told_unheard and (silent(at_stripe) or _told_otherwise(at_stripe, file))
+        return Compared(Matter.MORE if no_event else Matter.MISSING)
     if type(here) is not type(at_stripe):
         return Compared(Matter.DIFFERENT, (Difference("kind", _tag(here), _tag(at_stripe)),))
     healed = fold(here, at_stripe)
     if here.as_of > at_stripe.as_of:  # an old event may still add to what is gathered over all tellings
         return Compared(Matter.SAME if healed == here else Matter.MORE)
-    found = differences(here, at_stripe, file)
+    last_word = at_stripe if listed or here.as_of < at_stripe.as_of else healed
+    found = differences(here, last_word, file)
     if found:
         return Compared(Matter.DIFFERENT, found)
     return Compared(Matter.SAME if _but_for_time(healed, here) else Matter.MORE)
@@ -119,6 +130,14 @@ def from_the_future(here: AnyFact, at_stripe: AnyFact, now_s: Seconds) -> bool:
 def silent(told: AnyFact) -> bool:
     """Whether Stripe sends none of the events we hear about an object in this state, so that lacking it is no drift."""
     return getattr(told, "status", None) in _SILENT_STATES.get(type(told), ())
+
+
+def _told_otherwise(told: AnyFact, file: CustomerFile) -> bool:
+    """Whether an invoice payment's events are in an API version that has none of it: its invoice and its payment name each other."""
+    if not isinstance(told, InvoicePayment):
+        return False
+    invoice, intent = file.invoices.get(told.invoice), file.intents.get(told.payment_intent or "-")
+    return bool((invoice and (invoice.payment_intent or invoice.charge)) or (intent and intent.invoice))
 
 
 def differences(here: AnyFact, at_stripe: AnyFact, file: CustomerFile) -> tuple[Difference, ...]:

@@ -32,7 +32,17 @@ Objects are plain dicts in the newest API shape; `books.all(kind)`, `books.by_id
 Alone: `python -m sandbox --webhook-url U --webhook-secret S` prints one JSON line `{"url": ...}`.
 Clients use any key `sk_test_...` (`sk_live_...` with --livemode); keys `rk_test_read...` may only read.
 Control, without a key: GET /_sandbox/books, POST /_sandbox/config, /_sandbox/clock, /_sandbox/flush,
-GET /_sandbox/deliveries, POST /_sandbox/day {customers, seed}, GET /_sandbox/day.
+GET /_sandbox/deliveries, POST /_sandbox/redeliver {events?}, POST /_sandbox/day {customers, seed}, GET /_sandbox/day.
+
+For nightly runs:
+
+- POST /_sandbox/night {objects, days, seed, from?}: days of a merchant, ending two hours ago, the clock running on from there;
+  their events are held until `flush`. Answers with the truth about the seeded cases
+- POST /_sandbox/harm {seed, what: count, ...}: silent acts (`sandbox.harm.KINDS`), answers with what was done
+- POST /_sandbox/bulk {charges, from, to, seed}: paid invoices spread evenly, without events, for measurements
+- POST /_sandbox/health {from, to}: tells of the events that were not made while `generate_events` was false
+- config: `webhook` {drop, drop_seed, drop_types, enabled_events, status, v2_events}, `latency_s`, `denied` [paths that `rk_`
+  keys may not use], `generate_events`, `settlement` {currency, rates}; a fault may name a `query`
 """
 
 from sandbox.server import Sandbox

@@ -8,7 +8,9 @@ import binascii
 import random
 import re
 from email.utils import formatdate
+from fnmatch import fnmatchcase
 from typing import Any
+from urllib.parse import unquote_plus
 
 import msgspec
 from aiohttp import web
@@ -48,6 +50,10 @@ class Api:
     def __init__(self, books: Books, faults: Faults, limits: RateLimit) -> None:
         self.books, self.faults, self.limits = books, faults, limits
         self.key_kept_s: float = KEY_KEPT_S
+        self.latency_s = 0.0
+        """How long every request is under way, besides what faults do to it."""
+        self.denied: list[str] = []
+        """Shell patterns of the paths that restricted keys (`rk_`) have no permission for."""
         self._kept: dict[str, Kept] = {}
         self._ids = random.Random(0)
 
@@ -67,7 +73,9 @@ class Api:
                 call = self._log(request, request_id)
             route = resources.route(path)
             self._limit(method, route)
-            fault = self.faults.pick(method, path)
+            if self.latency_s:
+                await asyncio.sleep(self.latency_s)
+            fault = self.faults.pick(method, path, unquote_plus(request.query_string))
             if call is not None and fault is not None:
                 call["fault"] = fault.kind
             await self._before(request, fault)
@@ -97,8 +105,14 @@ class Api:
         if match is None or (match["mode"] == "live") != self.books.livemode:
             message = "You did not provide an API key, or it is not a key of this mode."
             raise StripeError(401, "invalid_request_error", message, stored=False)
-        if match["kind"] == "rk" and "read" in match[0] and request.method != "GET":
-            message = "The provided key does not have the required permissions for this endpoint."
+        writes = "read" if request.method == "GET" else "write"
+        denied = any(fnmatchcase(request.path, pattern) for pattern in self.denied)
+        if match["kind"] == "rk" and (denied or ("read" in match[0] and writes == "write")):
+            message = (
+                f"The provided key does not have the required permissions for this endpoint on account "
+                f"'{self.books.account['id']}'. Having the '{_permission(request.path, writes)}' permission would allow this "
+                "request to continue."
+            )
             raise StripeError(403, "invalid_request_error", message, code="more_permissions_required", stored=False)
         version = request.headers.get("Stripe-Version", shapes.NEWEST)
         if not VERSION_PATTERN.fullmatch(version):
@@ -252,6 +266,13 @@ def _key(authorization: str) -> str:
         except (binascii.Error, UnicodeDecodeError):
             return ""
     return value if scheme.lower() == "bearer" else ""
+
+
+def _permission(path: str, writes: str) -> str:
+    """The permission of a restricted key that a path needs, by its name at Stripe."""
+    at = resources.route(path)
+    kind = resources.RESOURCES[at.resource].kind if at.resource in resources.RESOURCES else at.resource
+    return f"rak_{kind.rpartition('.')[2].rpartition('/')[2]}_{writes}"
 
 
 async def _hold(request: web.Request, seconds: float) -> None:

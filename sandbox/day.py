@@ -89,9 +89,10 @@ class Day:
     async def _run(self) -> None:
         from sandbox import cases, life  # the stories know the day's types, the day only their lists
 
-        self.books.rng = random.Random(f"day {self.seed} after {len(self.books.by_id)}")
+        before = len(self.books.by_id) - len(self.books.objects.get("webhook_endpoint", {}))
+        self.books.rng = random.Random(f"day {self.seed} after {before}")
         self.books.set_clock(self.start - 70 * DAY, running=False)
-        self._open_shop()
+        self.open_shop()
         for story in cases.stories(self):
             self.add(story)
         for story in life.stories(self, self.customers - cases.PEOPLE):
@@ -121,7 +122,7 @@ class Day:
 
     # -- the shop ------------------------------------------------------------------------------------------------------
 
-    def _open_shop(self) -> None:
+    def open_shop(self) -> None:
         books = self.books
         if "price_basic" in books.by_id:  # a second day in the same shop
             self.price = {price["id"]: price for price in books.all("price")}

@@ -24,12 +24,14 @@ KINDS = (
 
 
 class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One way to fail: `rate` of the requests whose method and path match (shell patterns)."""
+    """One way to fail: `rate` of the requests whose method, path and query match (shell patterns)."""
 
     kind: str
     rate: float = 1.0
     method: str = "*"
     path: str = "*"
+    query: str = "*"
+    """Of the decoded query string: `*created[gte]=1789*` must be written `*created[[]gte]=1789*`."""
     times: int | None = None
     """At most so many times; None for no end."""
     hold_s: float = 20.0
@@ -45,7 +47,7 @@ class Faults:
         self._rng = random.Random(seed)
 
     def configure(self, settings: Any) -> None:
-        """`{"seed": n, "rules": [{kind, rate, method, path, times, hold_s}]}`, the list alone, or `{kind: rate}`."""
+        """`{"seed": n, "rules": [{kind, rate, method, path, query, times, hold_s}]}`, the list alone, or `{kind: rate}`."""
         if isinstance(settings, dict) and "seed" in settings:
             self._rng = random.Random(settings["seed"])
         if isinstance(settings, list):
@@ -60,9 +62,11 @@ class Faults:
                 raise ValueError(f"unknown fault {rule.kind!r}; there are {', '.join(KINDS)}")
         self.rules = parsed
 
-    def pick(self, method: str, path: str) -> Fault | None:
+    def pick(self, method: str, path: str, query: str = "") -> Fault | None:
         for rule in self.rules:
             if rule.times == 0 or not fnmatchcase(method, rule.method) or not fnmatchcase(path, rule.path):
+                continue
+            if rule.query != "*" and not fnmatchcase(query, rule.query):
                 continue
             if self._rng.random() < rule.rate:
                 if rule.times is not None:

@@ -47,7 +47,7 @@ class Life(msgspec.Struct):
 def customer(year: Year) -> Steps:
     """One ordinary customer, from the first day to the last."""
     rng = year.rng
-    yield year.begin + rng.randrange(year.days * DAY - 2 * HOUR)
+    yield year.arrival()
     roll = rng.random()
     if roll < 0.12:
         yield from buys_packs(year)

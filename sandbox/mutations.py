@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sandbox import endpoints
 from sandbox.billing import Books
 from sandbox.params import allow, flag, integer, require
 from sandbox.store import Obj, invalid
@@ -412,6 +413,7 @@ CREATE: dict[str, Callable[[Books, Obj], Obj]] = {
     "subscription_schedules": create_schedule,
     "payment_intents": create_payment_intent,
     "refunds": create_refund,
+    "webhook_endpoints": endpoints.create,
 }
 CHANGE: dict[tuple[str, str, str], Callable[[Books, Obj, str], Obj]] = {
     ("POST", "customers", ""): update_customer,
@@ -433,4 +435,6 @@ CHANGE: dict[tuple[str, str, str], Callable[[Books, Obj, str], Obj]] = {
     ("POST", "invoices", "pay"): pay_invoice,
     ("POST", "invoices", "attach_payment"): attach_payment,
     ("POST", "invoices", "void"): void_invoice,
+    ("POST", "webhook_endpoints", ""): endpoints.update,
+    ("DELETE", "webhook_endpoints", ""): endpoints.delete,
 }

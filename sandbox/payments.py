@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sandbox import forms
+from sandbox.endpoints import Endpoints
 from sandbox.forms import METHODS, Method
-from sandbox.store import Obj, Store, StripeError, invalid, missing
+from sandbox.store import Obj, StripeError, invalid, missing
 
 OPEN_CHARGEBACK = ("needs_response", "under_review", "appeal_needs_response", "appeal_under_review")
 REVERSAL_S = 2 * 3600
@@ -38,7 +39,7 @@ def money(minor: int, currency: str) -> str:
     return f"${text}" if currency == "usd" else f"{text} {currency.upper()}"
 
 
-class Payments(Store):
+class Payments(Endpoints):
     """Behaviour of payments and refunds: what may be charged, and what may be given back."""
 
     def __init__(self, **settings: Any) -> None:
@@ -49,6 +50,9 @@ class Payments(Store):
         self.refund_settle_s = 3 * 86400
         self.refund_of_disputed = "charge_disputed"
         """The code of a refused refund under an open chargeback; `refund_disputed_payment` is the other one Stripe has."""
+        self.settles_in = "usd"
+        self.rates: dict[str, float] = {}
+        """Currencies that settle in `settles_in`, with their rate: minor units times rate are minor units. Others settle as they are."""
 
     # -- payment methods and intents -----------------------------------------------------------------------------------
 
@@ -205,18 +209,22 @@ class Payments(Store):
         """What follows from a failure; billing starts dunning here."""
 
     def _move(self, source: Obj, type_: str, category: str, amount: int, fee: int = 0) -> Obj:
-        return self.put(
-            forms.balance_transaction(
-                self.new_id("txn_3"),
-                self.now(),
-                source=source,
-                type_=type_,
-                category=category,
-                amount=amount,
-                fee=fee,
-                currency=source["currency"],
-            )
+        """Money moves on the balance: in the currency of the payment, or converted where that has a rate."""
+        currency: str = source["currency"]
+        rate = self.rates.get(currency)
+        txn = forms.balance_transaction(
+            self.new_id("txn_3"),
+            self.now(),
+            source=source,
+            type_=type_,
+            category=category,
+            amount=amount if rate is None else round(amount * rate),
+            fee=fee if rate is None else round(fee * rate),
+            currency=currency if rate is None else self.settles_in,
         )
+        txn["exchange_rate"] = rate
+        self.at(txn["available_on"], lambda: txn.update(status="available"))
+        return self.put(txn)
 
     # -- refunds -------------------------------------------------------------------------------------------------------
 

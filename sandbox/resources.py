@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox import shapes
+from sandbox import health, shapes
 from sandbox.billing import Books
 from sandbox.mutations import CHANGE, CREATE
 from sandbox.params import allow, flat, integer
@@ -40,7 +40,11 @@ RESOURCES = {
     "subscriptions": Resource("subscription", ("customer", "price", "status", "collection_method", "test_clock")),
     "subscription_schedules": Resource("subscription_schedule", ("customer",)),
     "tax_rates": Resource("tax_rate", ("active", "inclusive")),
+    "webhook_endpoints": Resource("webhook_endpoint"),
 }
+ALONE = ("account",)
+"""Not a list: one object, without an id in its path."""
+V2 = ("v2/core/events", "v2/core/event_destinations")
 PAGING = {"limit", "starting_after", "ending_before", "expand", "created"}
 
 
@@ -157,17 +161,23 @@ class Route(msgspec.Struct, frozen=True):
     @property
     def endpoint(self) -> str:
         """The path with its ids taken out: what a rate limit counts."""
+        version = "" if self.resource.startswith("v2/") else "/v1"
         return "/".join(
-            ["/v1", self.resource, *(["{id}"] if self.id else []), *([self.below] if self.below else [])]
+            [version, self.resource, *(["{id}"] if self.id else []), *([self.below] if self.below else [])]
         ) + ("/{id}" if self.last else "")
 
 
 def route(path: str) -> Route:
-    """Take a `/v1/...` path apart; 404 where Stripe has no such URL."""
-    parts = [part for part in path.split("/") if part][1:]
+    """Take a `/v1/...` or `/v2/...` path apart; 404 where Stripe has no such URL."""
+    parts = [part for part in path.split("/") if part]
+    if parts[0] == "v2":
+        if "/".join(parts[:3]) not in V2 or len(parts) > 4:
+            raise unknown_url(path)
+        return Route("/".join(parts[:3]), *parts[3:])
+    del parts[0]
     two = "/".join(parts[:2])
     resource, rest = (two, parts[2:]) if two in RESOURCES else ((parts or [""])[0], parts[1:])
-    if (resource not in RESOURCES and resource not in CREATE) or len(rest) > 3:
+    if not (resource in RESOURCES or resource in CREATE or (resource in ALONE and not rest)) or len(rest) > 3:
         raise unknown_url(path)
     return Route(resource, *rest)
 
@@ -178,6 +188,10 @@ def unknown_url(path: str) -> StripeError:
 
 def read(books: Books, at: Route, params: Obj, path: str, version: str) -> Obj:
     """Answer a GET, rendered in `version`."""
+    if at.resource in ALONE:
+        return books.account
+    if at.resource in V2:
+        return health.read(books, at, params)
     if at.resource not in RESOURCES or (at.resource == "invoice_payments" and shapes.is_old(version)):
         raise unknown_url(path)
     resource = RESOURCES[at.resource]

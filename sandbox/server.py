@@ -9,13 +9,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sandbox import shapes
+from sandbox import bulk, shapes
 from sandbox.api import Api, as_json
 from sandbox.billing import Books
 from sandbox.day import Day
 from sandbox.faults import Faults, RateLimit
-from sandbox.store import Obj
-from sandbox.webhooks import Endpoint, Webhooks
+from sandbox.harm import harm
+from sandbox.health import tell_failures
+from sandbox.night import night
+from sandbox.store import Obj, standing
+from sandbox.webhooks import Webhooks
 from sandbox.year import Year
 
 TICK_S = 0.25
@@ -49,7 +52,7 @@ class Sandbox:
         self.url = ""
         self.day: Day | None = None
         self.year: Year | None = None
-        self._endpoint = Endpoint(url=webhook_url, secrets=webhook_secrets or [], api_version=api_version)
+        self._endpoint = {"url": webhook_url, "secrets": webhook_secrets or [], "api_version": api_version}
         self._host, self._port = host, port
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
@@ -66,16 +69,22 @@ class Sandbox:
         app.add_routes(
             [
                 web.route("*", "/v1/{path:.*}", self.api.handle),
+                web.route("*", "/v2/{path:.*}", self.api.handle),
                 web.get("/_sandbox/books", self._books),
                 web.post("/_sandbox/config", self._config),
                 web.post("/_sandbox/clock", self._clock),
                 web.post("/_sandbox/flush", self._flush),
                 web.get("/_sandbox/deliveries", self._deliveries),
+                web.post("/_sandbox/redeliver", self._redeliver),
+                web.post("/_sandbox/health", self._health),
+                web.post("/_sandbox/bulk", self._bulk),
                 web.post("/_sandbox/day", self._start_day),
                 web.get("/_sandbox/day", self._show_day),
                 web.post("/_sandbox/year", self._open_year),
                 web.post("/_sandbox/year/step", self._step_year),
                 web.get("/_sandbox/year", self._show_year),
+                web.post("/_sandbox/night", self._night),
+                web.post("/_sandbox/harm", self._harm),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
@@ -106,13 +115,12 @@ class Sandbox:
     # -- control -------------------------------------------------------------------------------------------------------
 
     def configure(self, settings: dict[str, Any]) -> None:
-        """`webhook` {url, secrets, api_version, duplicate, shuffle, delay_s, drop, thin, concurrency}, `faults`,
-        `rate_limit`, `clock` {set, running}, `idempotency_ttl_s`, `low_balance`, `refund_settle_s`,
-        `refund_of_disputed`. What is not named stays.
+        """`webhook` (the fields of `sandbox.webhooks.Endpoint`), `faults`, `rate_limit`, `latency_s`, `denied` [path],
+        `generate_events`, `settlement` {currency, rates}, `clock` {set, running}, `idempotency_ttl_s`, `low_balance`,
+        `refund_settle_s`, `refund_of_disputed`. What is not named stays.
         """
         if "webhook" in settings:
-            merged = msgspec.to_builtins(self.webhooks.endpoint) | settings["webhook"]
-            self.webhooks.configure(msgspec.convert(merged, Endpoint))
+            self.webhooks.configure(settings["webhook"])
         if "faults" in settings:
             self.faults.configure(settings["faults"])
         if "rate_limit" in settings:
@@ -120,6 +128,12 @@ class Sandbox:
         if "clock" in settings:
             clock = settings["clock"]
             self.books.set_clock(clock.get("set", self.books.clock()), running=clock.get("running"))
+        if "settlement" in settings:
+            self.books.settles_in = settings["settlement"].get("currency", self.books.settles_in)
+            self.books.rates = settings["settlement"].get("rates", self.books.rates)
+        self.books.events_on = settings.get("generate_events", self.books.events_on)
+        self.api.latency_s = settings.get("latency_s", self.api.latency_s)
+        self.api.denied = settings.get("denied", self.api.denied)
         self.api.key_kept_s = settings.get("idempotency_ttl_s", self.api.key_kept_s)
         self.books.low_balance = settings.get("low_balance", self.books.low_balance)
         self.books.refund_settle_s = settings.get("refund_settle_s", self.books.refund_settle_s)
@@ -183,6 +197,25 @@ class Sandbox:
         ]
         return as_json({"deliveries": shown})
 
+    async def _redeliver(self, request: web.Request) -> web.Response:
+        """{events?: [id]}: deliver what was lost, all of it or these."""
+        body = await request.read()
+        ids = (msgspec.json.decode(body) if body else {}).get("events")
+        return as_json({"sent": self.webhooks.send_again(None if ids is None else set(ids))})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        """{from, to}: tell of the events that were not made in [from, to), with `generate_events` off."""
+        asked: Obj = msgspec.json.decode(await request.read())
+        told = tell_failures(self.books, self.webhooks, asked["from"], asked["to"])
+        return as_json({"events": told})
+
+    async def _bulk(self, request: web.Request) -> web.Response:
+        """{charges, from, to, seed}: so many paid invoices, spread evenly over [from, to), without events."""
+        asked: Obj = msgspec.json.decode(await request.read())
+        with standing():
+            made = bulk.fill(self.books, asked["charges"], asked["from"], asked["to"], asked.get("seed", 1))
+        return as_json(made)
+
     # -- the day -------------------------------------------------------------------------------------------------------
 
     async def _start_day(self, request: web.Request) -> web.Response:
@@ -244,3 +277,24 @@ class Sandbox:
         if request.query.get("books"):
             shown |= {"books": self.year.ledger(), "events": self.year.events(), "calls": len(self.books.calls)}
         return as_json(shown)
+
+    # -- the night -----------------------------------------------------------------------------------------------------
+
+    async def _night(self, request: web.Request) -> web.Response:
+        """{objects, days, seed, from}: days that end two hours ago (or begin at `from`). Their events wait for `flush`."""
+        body = await request.read()
+        if self.year is not None or self.day is not None:
+            return as_json({"error": "this sandbox has a day or a year already"}, 409)
+        self.webhooks.paused = True
+        self.year = lived = night(self.books, self.webhooks, msgspec.json.decode(body) if body else {})
+        await lived.live()
+        return as_json(lived.told())
+
+    async def _harm(self, request: web.Request) -> web.Response:
+        """{seed, how many of each kind of `sandbox.harm.KINDS`}: silent acts; answers with what was done."""
+        body = await request.read()
+        try:
+            done = harm(self.books, self.webhooks, self.year or self.day, msgspec.json.decode(body) if body else {})
+        except ValueError as error:
+            return as_json({"error": str(error)}, 400)
+        return as_json({"now": self.books.now(), "harm": done})

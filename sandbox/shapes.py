@@ -87,26 +87,28 @@ def has_event(type_: str, version: str) -> bool:
 
 
 def render(obj: Obj, version: str, store: Store) -> Obj:
-    """The object as `version` shows it. The newest version is the object itself: the caller must not change it."""
+    """The object as `version` shows it. It may be the object itself, or share parts with it: the caller must not change it."""
     if obj["object"] == "invoice" and len(obj["lines"]["data"]) > LINES_SHOWN:
         obj = obj | {"lines": obj["lines"] | {"data": obj["lines"]["data"][:LINES_SHOWN], "has_more": True}}
     if version == NEWEST:
         return obj
-    copy: Obj = msgspec.json.decode(encode(obj))
-    for field, since in SINCE.get(obj["object"], {}).items():
+    kind, old = obj["object"], OLD.get(obj["object"]) if is_old(version) else None
+    copy: Obj = dict(obj) if old is None else msgspec.json.decode(encode(obj))  # what old shapes change lies deeper
+    for field, since in SINCE.get(kind, {}).items():
         if day(version) < day(since):
             copy.pop(field, None)
-    if obj["object"] == "dispute" and day(version) < day(NEWEST):
-        copy["evidence_details"].pop("submission_method", None)
-    if is_old(version):
-        old = OLD.get(obj["object"])
-        if old is not None:
-            old(copy, store)
-    if obj["object"] == "subscription" and day(version) < "2026-09-30":
-        for item in copy["items"]["data"]:
-            item.pop("billed_until", None)
-            item.pop("current_trial", None)
+    if kind == "dispute" and day(version) < day(NEWEST):
+        copy["evidence_details"] = _without(copy["evidence_details"], "submission_method")
+    if old is not None:
+        old(copy, store)
+    if kind == "subscription" and day(version) < "2026-09-30":
+        items = copy["items"]
+        copy["items"] = items | {"data": [_without(item, "billed_until", "current_trial") for item in items["data"]]}
     return copy
+
+
+def _without(obj: Obj, *fields: str) -> Obj:
+    return {name: value for name, value in obj.items() if name not in fields}
 
 
 def previous(obj: Obj, values: Obj, version: str) -> Obj:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import heapq
 import random
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -89,6 +91,17 @@ LINKS: dict[str, dict[str, Callable[[Obj], Any]]] = {
 """Filters that are looked up in an index, because an object never leaves one value for another."""
 
 
+@contextlib.contextmanager
+def standing() -> Iterator[None]:
+    """What is made meanwhile stays: the garbage collector need not walk through it again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class Store:
     """Objects, clock and events; the behaviour of payments and billing is built on top of it."""
 
@@ -112,8 +125,10 @@ class Store:
         self.calls: list[Obj] = []
         """Every POST and DELETE received, with its idempotency key and what became of it."""
         self.request: Obj = {"id": None, "idempotency_key": None}
-        self.endpoints = 0
-        self.on_event: Callable[[Obj], None] = lambda event: None
+        self.on_event: Callable[[list[tuple[Obj, Obj]]], None] = lambda told: None
+        """Called for each new event with the endpoints that hear of it, each with the event in its own version."""
+        self.ungenerated: list[tuple[int, str, str, str]] = []
+        """Events that were not made while `events_on` was false: when, which type, the object's kind and its id."""
         self.pending: dict[str, int] = {}
         """Event id to the number of deliveries that have had no 2xx yet (`pending_webhooks`)."""
         self._order: dict[str, list[tuple[int, int, str]]] = {}
@@ -245,37 +260,63 @@ class Store:
         self.get(kind, id_, param)
         return self._key[id_]
 
-    def forget(self, ids: list[str]) -> None:
-        """Drop events, as Stripe does after 30 days. They must be the oldest, in the order in which they were made."""
+    def drop(self, obj: Obj) -> None:
+        """Take an object without links out again, as if it had never been."""
+        kind, id_ = obj["object"], obj["id"]
+        self._order[kind].remove(self._key.pop(id_))
+        del self.objects[kind][id_], self.by_id[id_]
+
+    def forget(self, before: int) -> None:
+        """Drop the events made before `before` (unix seconds), as Stripe does after 30 days."""
         shelf, order = self.objects.get("event", {}), self._order.get("event", [])
-        for id_ in ids:
+        gone = bisect_left(order, (before, -1, ""))
+        for _, _, id_ in order[:gone]:
             del shelf[id_], self.by_id[id_], self._key[id_]
             self.pending.pop(id_, None)
-        del order[: len(ids)]
+        del order[:gone]
 
     # -- events --------------------------------------------------------------------------------------------------------
 
     def emit(self, type_: str, obj: Obj, previous: Obj | None = None) -> None:
         """Make an event: rendered now, in the API version of the endpoint, and never again (stripe.com/docs/webhooks)."""
-        if not self.events_on or not shapes.has_event(type_, self.event_version):
+        if not shapes.has_event(type_, self.event_version):
             return
-        payload: Obj = {"object": msgspec.Raw(shapes.encode(shapes.render(obj, self.event_version, self)))}
-        if previous is not None:
-            payload["previous_attributes"] = shapes.previous(obj, previous, self.event_version)
+        if not self.events_on:
+            self.ungenerated.append((self.now(), type_, obj["object"], obj["id"]))
+            return
+        listening = self.listening(type_)
         event: Obj = {
             "id": self.new_id("evt_1"),
             "object": "event",
             "api_version": self.event_version,
             "created": self.now(),
-            "data": payload,
+            "data": self._payload(obj, previous, self.event_version),
             "livemode": self.livemode,
-            "pending_webhooks": self.endpoints,
+            "pending_webhooks": len(listening),
             "request": dict(self.request),
             "type": type_,
         }
         self.put(event)
-        self.pending[event["id"]] = self.endpoints
-        self.on_event(event)
+        if listening:
+            self.pending[event["id"]] = len(listening)
+        told = []
+        for endpoint in listening:
+            version = endpoint["api_version"] or self.event_version
+            own = event
+            if version != self.event_version:
+                own = event | {"api_version": version, "data": self._payload(obj, previous, version)}
+            told.append((endpoint, own))
+        self.on_event(told)
+
+    def listening(self, type_: str) -> list[Obj]:
+        """The webhook endpoints that hear of events of this type."""
+        return []
+
+    def _payload(self, obj: Obj, previous: Obj | None, version: str) -> Obj:
+        payload: Obj = {"object": msgspec.Raw(shapes.encode(shapes.render(obj, version, self)))}
+        if previous is not None:
+            payload["previous_attributes"] = shapes.previous(obj, previous, version)
+        return payload
 
     def change(self, obj: Obj, type_: str, **values: Any) -> None:
         """Set fields and emit `type_` with the old values as `previous_attributes`."""

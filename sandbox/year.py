@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from sandbox.billing import ENDED, Books
-from sandbox.day import DAY, Day, Steps, Truth
+from sandbox.day import DAY, HOUR, Day, Steps, Truth
 from sandbox.store import EVENTS_KEPT_S, Obj
 from sandbox.webhooks import Webhooks
 
@@ -68,7 +68,7 @@ class Year(Day):
         from sandbox import cases, life, lives  # the stories know the year's type, the year only their lists
 
         self.books.set_clock(self.begin, running=False)
-        self._open_shop()
+        self.open_shop()
         studio = self.books.new_product("FluxArt AI Studio")["id"]
         for id_, amount, interval in (("price_studio", 3900, "month"), ("price_pack_studio", 1900, None)):
             self.price[id_] = self.books.new_price(studio, "usd", amount, interval=interval, id_=id_)
@@ -84,6 +84,10 @@ class Year(Day):
             self.books.at(
                 self.begin + self.days * DAY * part // 8, partial(setattr, self.books, "after_retries", becomes)
             )
+
+    def arrival(self) -> int:
+        """When somebody comes."""
+        return self.begin + self.rng.randrange(self.days * DAY - 2 * HOUR)
 
     def _spread(self, seeded: Iterable[Steps]) -> None:
         """Each story on a day of its own; it asks for its moment when it is taken in."""
@@ -116,12 +120,13 @@ class Year(Day):
         gone = 0
         for delivery in self.webhooks.deliveries:
             if delivery.event["created"] >= before or delivery.state != "delivered":
+                before = min(before, delivery.event["created"])
                 break
             gone += 1
         old = self.webhooks.deliveries[:gone]
         del self.webhooks.deliveries[:gone]
         self.acknowledged += [delivery.event["id"] for delivery in old]
-        self.books.forget([delivery.event["id"] for delivery in old])
+        self.books.forget(before)
 
     # -- what stories use ----------------------------------------------------------------------------------------------
 

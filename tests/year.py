@@ -34,7 +34,7 @@ from standardwebhooks import Webhook
 
 from handlers.decisions import Decision
 from handlers.terms import Policy, load_policy
-from reconcile.compare import Check
+from reconcile.truth import Check
 from tests.year_books import close_books
 from tests.year_operators import Operators
 from tests.year_played import DAY, Heard, Played, Said

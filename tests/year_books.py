@@ -10,7 +10,7 @@ import msgspec
 from handlers.account import OPERATOR_HOLD, Account
 from handlers.decisions import Decision
 from handlers.terms import Policy
-from reconcile.compare import Check, Expected, Outcome, RefundAtStripe, RefundDecided, compare_refunds, compare_truth
+from reconcile.truth import Check, Expected, Outcome, RefundAtStripe, RefundDecided, compare_refunds, compare_truth
 from tests.year_credits import Credits
 from tests.year_played import Heard, Played, Said, equal, none, same
 from worker.db import Connection

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from handlers.terms import Policy
-from reconcile.compare import Check
+from reconcile.truth import Check
 from tests.year_played import Declared, Played, equal, none
 from worker.db import Connection
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from handlers.decisions import Decision
-from reconcile.compare import Check
+from reconcile.truth import Check
 
 DAY = 86400
 

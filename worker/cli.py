@@ -19,6 +19,7 @@ from worker.cli_accounts import chargebacks_app, credits_app
 from worker.cli_accounts import register as register_acts
 from worker.cli_app import tokens
 from worker.cli_cases import cases
+from worker.cli_doctor import doctor
 from worker.cli_notices import alerts_app, notices_app
 from worker.cli_outages import outage
 from worker.cli_reconcile import reconcile
@@ -195,6 +196,7 @@ def migrate(*, as_json: Json = False) -> None:
 
 
 app.command(reconcile, group=RUNNING)
+app.command(doctor, group=RUNNING)
 
 
 # read --------------------------------------------------------------------------------------------------------------------

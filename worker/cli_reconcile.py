@@ -16,6 +16,7 @@ from worker.db import connect_pool, connection
 from worker.db.migrations import current_revision, is_pending
 from worker.desk import NoDatabase, settings_of_environment, with_database
 from worker.errors import FinalsaleError
+from worker.log import configure
 from worker.options import Json
 from worker.settings import Settings
 
@@ -58,7 +59,7 @@ def reconcile(
     if as_json:
         show.json_document(report)
     else:
-        show_run.page_of(report)
+        show_run.page_of(report)(report)
     return report.exit
 
 
@@ -68,6 +69,8 @@ async def _run(settings: Settings, since: str, until: str | None, *, dry_run: bo
     from worker.progress import Progress
     from worker.reconciliation import Asked, Reconciliation
 
+    if sys.stderr.isatty():
+        configure(settings.log, errors_only=True)  # a person watches the bar; the lines would tear it
     words = f"since {since}" + (f" until {until}" if until else "")
     asked = Asked(kind="asked", words=words, windows=_window(since, until), dry_run=dry_run)
     async with with_database(settings) as served:
@@ -106,6 +109,8 @@ async def _run(settings: Settings, since: str, until: str | None, *, dry_run: bo
 def _window(since: str, until: str | None) -> Windows:
     """What was asked as a window. Raises NotUnderstood."""
     begin, end = reading.moment(since), reading.moment(until) if until else None
+    if begin >= datetime.now(UTC):
+        raise reading.NotUnderstood("--since is not in the past.")
     if end is not None and end <= begin:
         raise reading.NotUnderstood("--until is not after --since.")
     back = datetime.now(UTC) - begin

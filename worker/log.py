@@ -56,7 +56,9 @@ def get_logger(**bound: object) -> FilteringBoundLogger:
     return logger
 
 
-def configure(form: Literal["json", "console", "auto"] = "auto", stream: TextIO | None = None) -> None:
+def configure(
+    form: Literal["json", "console", "auto"] = "auto", stream: TextIO | None = None, *, errors_only: bool = False
+) -> None:
     """Send our lines and the warnings of libraries to `stream` (standard error).
 
     `auto` is a readable line on a terminal and JSON anywhere else.
@@ -77,7 +79,7 @@ def configure(form: Literal["json", "console", "auto"] = "auto", stream: TextIO 
             keep_safe_values,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR if errors_only else logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )

@@ -18,7 +18,7 @@ from handlers.events import Unreadable, parse_event
 from handlers.projection import moved, projected
 from reconcile.compare import Compared, Matter, compare, differences, from_the_future
 from reconcile.findings import Class, Finding, What
-from worker.db import Connection, columns, queries
+from worker.db import columns, queries
 from worker.inbox import unpack
 from worker.runs import Run
 
@@ -34,18 +34,19 @@ _Books: TypeAlias = dict[str, tuple[str | None, AnyFact]]
 class Matched(msgspec.Struct):
     """What matching came to, beside the findings it wrote."""
 
-    imported: Counter[str] = msgspec.field(default_factory=Counter)
+    imported: dict[str, int] = msgspec.field(default_factory=Counter)
     enriched: int = 0
     in_flight: int = 0
-    causes: Counter[str] = msgspec.field(default_factory=Counter)
+    causes: dict[str, int] = msgspec.field(default_factory=Counter)
 
 
-async def project_older_rows(conn: Connection, realm: str) -> int:
+async def project_older_rows(run: Run) -> int:
     """Give rows that an earlier release wrote their digest and what else stands beside the bytes. Returns how many had none."""
     done = 0
-    while rows := await conn.fetch(queries.undigested.sql, realm, ROWS):
+    while rows := await run.conn.fetch(queries.undigested.sql, run.realm, ROWS):
         beside = [(row["id"], *projected(decode(row["body"]))) for row in rows]
-        await conn.execute(queries.project_objects.sql, *columns(beside), realm)
+        async with run.transaction() as conn:
+            await conn.execute(queries.project_objects.sql, *columns(beside), run.realm)
         done += len(rows)
     return done
 
@@ -129,7 +130,9 @@ class Matcher:
                 same.append(id_)
                 continue
             unheard = heard_not.get(id_)
-            outcome = compare(here, at_stripe, files[row["customer"]], told_unheard=unheard is not None)
+            outcome = compare(
+                here, at_stripe, files[row["customer"]], told_unheard=unheard is not None, listed=row["listed"]
+            )
             if here is not None and row["listed"] and from_the_future(here, at_stripe, self.now_s):
                 found.append(_from_the_future(here, at_stripe, row["customer"]))
                 same.append(id_)

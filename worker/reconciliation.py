@@ -11,37 +11,52 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol, TypeAlias
 
+import asyncpg
 import msgspec
 import structlog
 
-from handlers.customer import AnyFact, CustomerFile, Seconds, decode
+from handlers.customer import AnyFact, CustomerFile, CustomerId, Seconds, decode
 from handlers.decisions import Judgement, Verdict
 from reconcile.compare import Matter, compare
 from reconcile.findings import DRIFT, Class, Consequence, Finding, What
+from reconcile.money import MoneyOfRun
 from reconcile.plan import consequences
 from reconcile.report import SHOWN, Report, result_of
 from reconcile.windows import ALIVE, EVENTS_KEPT, GRACE, LISTS, ScanPlan, Window, merged, scan_plan
 from worker.checks import check_books, money_of, unknown_sources
 from worker.db import Connection, Pool, connection, queries, transaction
+from worker.endpoint import check_endpoint, endpoint_findings
 from worker.errors import SettingsInvalid, StripeRefused, StripeUnavailable
 from worker.history import Person, persons_of
 from worker.inbox import Row, read_event, store_rows, unpack
 from worker.judging import Court, path_of, want
-from worker.matching import Matched, Matcher, find_owners, missing_there, project_older_rows, save_findings
+from worker.matching import (
+    Matched,
+    Matcher,
+    find_owners,
+    missing_there,
+    object_of,
+    project_older_rows,
+    save_findings,
+)
 from worker.runs import certificate, open_run, unread_of
-from worker.scan import late_objects, reread, scan
+from worker.scan import late_objects, read_moves, reread, scan
 from worker.settings import Settings
 from worker.stripe_gateway import StripeGateway
+from worker.unjudged import unjudged_copies
 
 ROWS = 2_000
 PERSONS = 200
-UNSEEN_AT_MOST = 20_000
+STRANGERS_AT_MOST = 20
+"""So many objects may be unknown at Stripe before it is asked whose account this is."""
+UNSEEN_AT_MOST = 5_000
 """Rows of the books within the windows that Stripe's lists did not show; more is another account, and nothing to read one by one."""
 LOOK_UP_ROUNDS = 3
+BACKLOG_WITHIN_S = 300.0
 HEAL_WITHIN_S = 900.0
 SEND_WITHIN_S = 120.0
 POLL_S = 0.5
@@ -114,6 +129,10 @@ class Reconciliation:
         self.would_hold = self.credits_due = 0
         self.why: list[str] = []
         self.unhealed = 0
+        self.late: set[str] = set()
+        """Objects that changed after the upper edge, or whose events have arrived and wait."""
+        self.money = MoneyOfRun(rows=[], other=[], residuals=[], residuals_total=0, days=[], findings=[])
+        self.shown: Counter[bool] = Counter()
         self.asked_for: set[str] = set()
         """Look-ups that were made already."""
 
@@ -155,6 +174,10 @@ class Reconciliation:
         upper = await self._stripe_clock() - self.asked.grace_s
         since = min((s for s in (heard, taken_in) if s is not None), default=None)
         plan = scan_plan(self.asked.windows(upper, since), upper)
+        if not plan.windows:
+            raise SettingsInvalid(
+                f"There is nothing to look at in the window asked for ({self.asked.words}): it is empty."
+            )
         if heard is None:  # nothing was ever delivered: no event is missing
             return msgspec.structs.replace(plan, lists={**plan.lists, "events": ()})
         kept = Window(max(heard, upper - EVENTS_KEPT), upper)
@@ -164,19 +187,35 @@ class Reconciliation:
     async def _scan(self) -> None:
         run = self.run
         await self._stage("project")
-        async with run.transaction() as conn:
-            await project_older_rows(conn, self.realm)
+        await project_older_rows(run)
         await self._stage("scan")
         self.watch.begin([name for name, windows in run.plan.lists.items() if windows])
         await scan(run, self.gateway, self.settings.mode, self.watch.page)
         await self._stage("reread")
+        await self._settle_backlog()
         try:
-            self.late = await late_objects(self.gateway, run.plan.upper, run.account) if self.heard_since else set()
+            if self.heard_since:
+                self.late |= await late_objects(self.gateway, run.plan.upper, run.account)
         except (StripeRefused, StripeUnavailable) as error:
-            self.late = set()
             async with run.transaction():
                 await run.unread("events", f"{run.plan.upper}..", str(error))
         await self._reread()
+
+    async def _settle_backlog(self) -> None:
+        """What has arrived is worked on before anything is compared; what is still waiting then is in flight."""
+        began = time.monotonic()
+        while await queries.backlog_before(self.run.conn, realm=self.realm, upper=self.run.plan.upper):
+            if not await queries.live_workers(self.run.conn):
+                if self.asked.dry_run or self.serve is None or not await self.serve():
+                    break
+            elif time.monotonic() - began > BACKLOG_WITHIN_S:
+                break
+            else:
+                await asyncio.sleep(POLL_S)
+        after = ""
+        while rows := await self.run.conn.fetch(queries.waiting_events.sql, self.realm, after, ROWS):
+            after = rows[-1]["event_id"]
+            self.late.update(named for row in rows if (named := object_of(unpack(row["payload"]))))
 
     async def _reread(self) -> None:
         """By id: what may still change and was not listed, what only an event told of, what the lists did not show."""
@@ -186,8 +225,8 @@ class Reconciliation:
         windows = run.plan.windows
         partly = {row.list for row in await certificate(run.conn, run.id) if row.unread}
         kinds = sorted({LISTS[name].kind for name in LISTS if name not in partly and name not in ALIVE})
-        unshown = await run.conn.fetch(
-            queries.unseen_in_windows.sql,
+        unequal = await run.conn.fetch(
+            queries.unequal_sides.sql,
             [w.lo for w in windows],
             [w.hi for w in windows],
             self.realm,
@@ -195,14 +234,15 @@ class Reconciliation:
             run.id,
             UNSEEN_AT_MOST + 1,
         )
-        if len(unshown) > UNSEEN_AT_MOST:
+        unshown = [row for row in unequal if row["unshown"]]
+        if len(unequal) > UNSEEN_AT_MOST:
             async with run.transaction():
                 why = f"more than {UNSEEN_AT_MOST} objects of the books are on none of Stripe's lists: is this key another account's?"
                 await run.unread("books", "unshown", why)
             unshown = unshown[:UNSEEN_AT_MOST]
         sources = await unknown_sources(run.conn, run.id, self.realm, UNSEEN_AT_MOST)
         asked = {
-            **{row["id"]: row["kind"] for row in (*unfinished, *told, *unshown)},
+            **{row["id"]: row["kind"] for row in (*unfinished, *told, *unequal[:UNSEEN_AT_MOST])},
             **{id_: kind for kind, id_ in sources},
         }
         gone = await reread(run, self.gateway, [(kind, id_) for id_, kind in sorted(asked.items()) if _readable(kind)])
@@ -212,6 +252,12 @@ class Reconciliation:
     async def _unknown(self, gone: Sequence[tuple[str, str]], unshown: dict[str, bytes]) -> None:
         """Mark what Stripe does not know; what it knows and did not list makes the list unbelievable."""
         run, lost = self.run, {id_ for _, id_ in gone}
+        shared = await queries.shared_objects(run.conn, realm=self.realm, run=run.id, most=len(lost) + 1)
+        if len(lost) > max(shared, STRANGERS_AT_MOST):
+            raise SettingsInvalid(
+                f"Stripe knows {shared} of the objects in these books and does not know {len(lost)}: STRIPE_API_KEY is another"
+                " account's, or DATABASE_URL another's books. Nothing was taken in."
+            )
         rows = await run.conn.fetch(queries.load_objects_by_id.sql, self.realm, sorted(lost))
         found = [
             missing_there(str(fact.__struct_config__.tag), fact.id, fact, row["customer"])
@@ -252,44 +298,34 @@ class Reconciliation:
             self.matched = _together(msgspec.json.decode(before, type=Matched), self.matched)
         now: datetime = await queries.moment_of(run.conn, realm=self.realm)
         standing, self.waiting = await check_books(run.conn, self.realm, now)
-        drift = {
+        gone = await run.conn.fetch(queries.marked_unknown.sql, self.realm)
+        drift = dict.fromkeys((row["id"] for row in gone), What.MISSING_THERE) | {
             row["object"]: What(row["what"])
             for row in await run.conn.fetch(queries.drifting.sql, run.id, [str(w) for w in DRIFT])
         }
-        self.money = await money_of(run.conn, run.id, self.realm, run.plan, drift)
-        copies = [finding async for finding in self._unjudged(now)]
+        await self._balance(drift)
+        copies = [finding async for finding in unjudged_copies(run.conn, self.realm, self.court, now)]
+        endpoint: list[Finding] = []
+        if self.heard_since is not None and run.account is None:  # webhooks are in use
+            endpoint = endpoint_findings(await check_endpoint(self.gateway, self.settings))
         async with run.transaction():
-            await save_findings(run, (*standing, *self.money.findings, *copies))
+            await save_findings(run, (*standing, *self.money.findings, *copies, *endpoint))
+
+    async def _balance(self, drift: dict[str, What]) -> None:
+        """Money by currency, with a second look at every object that it leaves unexplained. Not from a list that was not read."""
+        run = self.run
+        await queries.analyze_run(run.conn)
+        if any(line.unread for line in await certificate(run.conn, run.id) if line.list == "balance_transactions"):
+            self.why.append("Money was not compared: Stripe's balance transactions could not all be read.")
+            return
+        self.money = await money_of(run.conn, run.id, self.realm, run.plan, drift)
+        if self.money.to_read:
+            await read_moves(run, self.gateway, self.money.to_read)
+            self.money = await money_of(run.conn, run.id, self.realm, run.plan, drift)
 
     async def _stripe_clock(self) -> Seconds:
         """What time it is at Stripe."""
         return (await self.gateway.page("/v1/events", {"limit": 1}, _account(self.realm))).as_of
-
-    async def _unjudged(self, now: datetime) -> AsyncIterator[Finding]:
-        """Paid periods that overlap and that nothing was decided about: a second pair of eyes beside the judging of files."""
-        rows = await self.run.conn.fetch(queries.unjudged_overlaps.sql, self.realm)
-        seen: set[str] = set()
-        people = [row["person"] for row in rows]
-        for start in range(0, len(people), PERSONS):
-            async for person in persons_of(self.run.conn, self.realm, people[start : start + PERSONS], seen):
-                judgement = person.judge(self.court.policy, now, test_clocks=self.court.test_clocks)
-                subjects = [d.subject for d in judgement.decisions.values() if d.clause == "4.3"]
-                decided = {
-                    r["subject"] for r in await self.run.conn.fetch(queries.decided_subjects.sql, self.realm, subjects)
-                }
-                for subject in sorted(set(subjects) - decided):
-                    decision = judgement.decisions[subject]
-                    yield Finding(
-                        what=What.COPY_UNJUDGED,
-                        class_=Class.AUTO,
-                        object=subject,
-                        kind="charge",
-                        customer=decision.customer,
-                        sentence=f"{subject} repeats a paid period and nothing was decided about it: {decision.reason}",
-                        do="Its customer is judged again.",
-                        clause="4.3",
-                        amount=decision.amount,
-                    )
 
     # --- planning -----------------------------------------------------------------------------------------------------
 
@@ -332,14 +368,17 @@ class Reconciliation:
             await reread(self.run, self.gateway, unread)
             await find_owners(self.run)
         seen |= seen_now
+        theirs = sorted({customer for person, _ in becomes for customer in person.facts})
+        without: dict[CustomerId, Judgement] = {}
+        async for person in persons_of(self.run.conn, self.realm, theirs, set()):
+            if any(person.facts.values()):
+                without |= dict.fromkeys(person.facts, self._judge(person, now))
         pairs = []
         for person, judgement in becomes:
-            theirs = set[str]()
-            group = sorted(person.facts)
+            parts = {id(part): part for customer in person.facts if (part := without.get(customer))}
             was = Judgement(decisions={})
-            async for known_person in persons_of(self.run.conn, self.realm, group, theirs):
-                if set(known_person.facts) & set(group) and any(known_person.facts.values()):
-                    was = _both(was, self._judge(known_person, now))
+            for part in parts.values():
+                was = _both(was, part)
             pairs.append((was, judgement))
         return pairs
 
@@ -355,11 +394,19 @@ class Reconciliation:
         sums: Counter[tuple[str, str]],
     ) -> None:
         imported = not was.accounts
+        closed = {
+            lot.id
+            for lots in becomes.lots.values()
+            for lot in lots.values()
+            if lot.closing is not None and lot.closing.at <= now_s
+        }
         for consequence in found:
-            if consequence.about == "credits" and imported:
-                continue  # every lot is new; what counts of them is below
+            if consequence.about == "credits" and imported and consequence.subject not in closed:
+                continue  # every lot is new then, and only what is overdue is worth a word
             self.consequences_total += 1
-            if len(self.consequences) < SHOWN:
+            credits_ = consequence.about == "credits"
+            if self.shown[credits_] < (SHOWN // 4 if credits_ else SHOWN):
+                self.shown[credits_] += 1
                 self.consequences.append(consequence)
             if consequence.about == "standing" and consequence.becomes in ("flagged", "suspended"):
                 self.would_hold += 1
@@ -444,6 +491,8 @@ class Reconciliation:
         now: datetime = await queries.moment_of(run.conn, realm=self.realm)
         still, self.waiting = await check_books(run.conn, self.realm, now)
         stands = {finding.id for finding in still if finding.class_ is Class.AUTO}
+        async with run.transaction():  # what only came to light with what was healed is for a person, too
+            await save_findings(run, (finding for finding in still if finding.class_ is Class.ASK))
         after = ""
         while rows := await run.conn.fetch(queries.auto_findings.sql, run.id, after, ROWS):
             after = rows[-1]["id"]
@@ -455,23 +504,26 @@ class Reconciliation:
             }
             heard = {r["event_id"] for r in await run.conn.fetch(queries.settled_events.sql, objects)}
             decided = {r["subject"] for r in await run.conn.fetch(queries.decided_subjects.sql, self.realm, objects)}
-            healed = []
+            healed, standing = (
+                list[str](),
+                list[str](),
+            )  # what the rules leave as it is although it looks overdue: a person's
             for row in rows:
                 match What(row["what"]):
                     case What.MISSING_HERE | What.DIFFERENT:
-                        ok = row["object"] in told and _agrees(
-                            here.get(row["object"]), decode(told[row["object"]]["body"])
-                        )
+                        ok = row["object"] in told and _agrees(here.get(row["object"]), told[row["object"]])
                     case What.EVENT_UNHEARD:
                         ok = row["object"] in heard
                     case What.COPY_UNJUDGED:
                         ok = row["object"] in decided
                     case _:
                         ok = row["id"] not in stands
+                        standing += [] if ok else [row["id"]]
                 healed += [row["id"]] if ok else []
-            self.unhealed += len(rows) - len(healed)
+            self.unhealed += len(rows) - len(healed) - len(standing)
             async with run.transaction() as conn:
                 await queries.mark_healed(conn, run=run.id, ids=healed)
+                await queries.ask_about(conn, run=run.id, ids=standing)
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
@@ -542,7 +594,7 @@ class Reconciliation:
         run = self.run
         state = "incomplete" if report.result == "incomplete" else "done"
         async with transaction(self.pool) as conn:
-            if report.result == "incomplete":
+            if report.result == "incomplete" and not run.dry_run:
                 sentence = (
                     f"The comparison with Stripe is incomplete: {' '.join(report.why)} `finalsale runs show {run.id}`"
                 )
@@ -622,11 +674,12 @@ def _account(realm: str) -> str | None:
     return realm.partition(":")[2] or None
 
 
-def _agrees(here: AnyFact | None, at_stripe: AnyFact) -> bool:
+def _agrees(here: AnyFact | None, found: asyncpg.Record) -> bool:
     """Whether the books say what Stripe said, or were told something later since."""
     if here is None:
         return False
-    return compare(here, at_stripe, CustomerFile([here])).matter in (Matter.SAME, Matter.MORE)
+    outcome = compare(here, decode(found["body"]), CustomerFile([here]), listed=found["listed"])
+    return outcome.matter in (Matter.SAME, Matter.MORE)
 
 
 def _both(a: Judgement, b: Judgement) -> Judgement:

@@ -26,12 +26,16 @@ STATEMENT_TIMEOUT_S = 600.0
 """Comparing millions of rows in one statement takes a while; longer than this, something is wrong."""
 LOCK_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
-KEEPALIVE = {
+SESSION = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     # a server busy for a client that has gone must see it, or the lock of a dead run outlives it by one statement
     "client_connection_check_interval": "5000",
+    # what a crash of Postgres takes back together, the page and how far its slice is, is read again; `finish` waits
+    "synchronous_commit": "off",
+    # a million rows listed are held against a million of the books in one hash join
+    "work_mem": "64MB",
 }
 
 
@@ -95,6 +99,7 @@ class Run:
     async def finish(self, state: str, exit_code: int, report: bytes) -> None:
         """End the run: `done`, `incomplete` or `failed`, with its report as JSON."""
         async with self.transaction() as conn:
+            await conn.execute("set local synchronous_commit to on")
             await queries.end_run(conn, id=self.id, state=state, exit_code=exit_code, report=report)
 
 
@@ -114,16 +119,31 @@ async def open_run(
     lock = lock_number(f"{realm} nightly run")
     conn = await _connect(dsn)
     try:
-        if not await queries.try_run_lock(conn, lock=lock):
-            raise await _another(conn, realm)
-        yield await _resumed(conn, realm, kind, asked, dry_run) or await _begun(
-            conn, realm, kind, asked, dry_run, await plan()
-        )
+        yield await _locked(conn, lock, realm, plan, kind=kind, asked=asked, dry_run=dry_run)
     finally:
         with contextlib.suppress(*UNAVAILABLE, asyncpg.PostgresError):
             await queries.free_run_lock(conn, lock=lock)
             await conn.close(timeout=CLOSE_TIMEOUT_S)
         conn.terminate()
+
+
+async def _locked(
+    conn: Connection,
+    lock: int,
+    realm: str,
+    plan: Callable[[], Awaitable[ScanPlan]],
+    *,
+    kind: str,
+    asked: str,
+    dry_run: bool,
+) -> Run:
+    try:
+        if not await queries.try_run_lock(conn, lock=lock):
+            raise await _another(conn, realm)
+        resumed = await _resumed(conn, realm, kind, asked, dry_run)
+        return resumed or await _begun(conn, realm, kind, asked, dry_run, await plan())
+    except UNAVAILABLE as error:
+        raise DatabaseUnavailable(f"no run could begin ({type(error).__name__})") from error
 
 
 async def certificate(conn: Connection, run_id: str) -> list[ListRead]:
@@ -145,7 +165,7 @@ async def _connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
             dsn,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=STATEMENT_TIMEOUT_S + 2,
-            server_settings=settings | KEEPALIVE,
+            server_settings=settings | SESSION,
         )
     except UNAVAILABLE as error:
         raise DatabaseUnavailable(f"Postgres cannot be reached ({type(error).__name__})") from error

@@ -28,17 +28,20 @@ from handlers.customer import (
 )
 from handlers.events import Unreadable
 from handlers.projection import created_of, digest
+from handlers.wire import MAX_SECONDS
 from reconcile.windows import LISTS, STRIPE_BEGAN, Listing, Window, halves
 from worker.db import Connection, columns, queries
 from worker.errors import StripeRefused, StripeUnavailable
 from worker.inbox import pack
 from worker.runs import Run, kind_of
-from worker.scan_page import Listed, PageWrong, about, is_ours, read_page, told_by
+from worker.scan_page import Listed, PageWrong, about, is_ours, named, read_page, told_by
 from worker.settings import Mode
 from worker.stripe_gateway import PAGE_LIMIT, RawPage, StripeGateway
 
 CHAINS = 6
 """Of one list side by side: at 250 ms a page they use what one endpoint allows."""
+CHAINS_OF_FIRST = 12
+"""More, so that it keeps its rate while its pages wait behind others to be written."""
 SPARE_PAGES = 2
 """A slice with less left is not split: each part ends with a page that is not full."""
 PAGES_AT_ONCE = 30
@@ -80,9 +83,14 @@ class _Lane(msgspec.Struct):
     objects: int = 0
 
     @property
+    def most(self) -> int:
+        """So many chains may read at once."""
+        return CHAINS_OF_FIRST if self.name == FIRST else CHAINS
+
+    @property
     def idle(self) -> bool:
         """Whether a chain more could read, and has nothing to."""
-        return not self.waiting and self.chains + self.promised < CHAINS
+        return not self.waiting and self.chains + self.promised < self.most
 
 
 async def scan(run: Run, gateway: StripeGateway, mode: Mode, on_progress: OnProgress) -> None:
@@ -119,7 +127,7 @@ class _Scan:
             raise group.exceptions[0] from None
 
     def _begin(self, lane: _Lane) -> None:
-        while lane.waiting and lane.chains < CHAINS:
+        while lane.waiting and lane.chains < lane.most:
             lane.chains += 1
             self._tasks.create_task(self._chain(lane, lane.waiting.popleft()))
 
@@ -317,7 +325,10 @@ async def late_objects(gateway: StripeGateway, upper: Seconds, account: str | No
         ids.update(id_ for raw in page.data if (id_ := about(bytes(raw))) is not None)
         if not page.has_more or not page.data:
             return ids
-        filters["starting_after"] = msgspec.json.decode(page.data[-1])["id"]
+        try:
+            filters["starting_after"], _ = named(bytes(page.data[-1]))
+        except PageWrong as wrong:
+            raise StripeUnavailable(f"a page of events is not to be believed: {wrong}") from None
     raise StripeRefused(f"/v1/events since {upper} has more than {MAX_LATE_PAGES} pages", code="too_long", status=0)
 
 
@@ -349,6 +360,34 @@ async def reread(run: Run, gateway: StripeGateway, kind_ids: Sequence[tuple[str,
                 elif isinstance(answer, Exception):
                     await run.unread(_LIST_OF.get(kind, kind), id_, str(answer))
     return gone
+
+
+async def read_moves(run: Run, gateway: StripeGateway, sources: Sequence[str]) -> None:
+    """Every balance transaction of these objects, also those booked outside of the run's windows. What cannot be read is `unread`."""
+    name = "balance_transactions"
+    for source in sources:
+        filters: dict[str, Any] = {"source": source, "limit": PAGE_LIMIT}
+        try:
+            page = await gateway.page(LISTS[name].path, filters, run.account)
+            listed = read_page(
+                name,
+                page,
+                Window(0, MAX_SECONDS),
+                None,
+                MAX_SECONDS,
+                "live" if run.realm.startswith("live") else "test",
+            )
+            if page.has_more:
+                raise PageWrong(f"{source} has more than {PAGE_LIMIT} balance transactions")
+            why = [why for _, why in listed.unread]
+        except (StripeRefused, StripeUnavailable, PageWrong) as error:
+            listed, why = Listed(), [str(error)]
+        async with run.transaction() as conn:
+            if listed.moves:
+                rows = [msgspec.structs.astuple(move) for move in listed.moves]
+                await conn.execute(queries.save_balance_moves.sql, run.id, *columns(rows))
+            for sentence in why:
+                await run.unread(name, source, sentence)
 
 
 _LIST_OF = {listing.kind: name for name, listing in reversed(LISTS.items())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,7 @@ def read_page(name: str, page: RawPage, asked: Window, cursor: str | None, edge:
         try:
             id_, created = read(body)
         except (Unreadable, NotAnEvent) as error:
-            id_, created = _named(body)
+            id_, created = named(body)
             listed.unread.append((id_, str(error)))
         if id_ in ids:
             raise PageWrong(f"it names {id_} a second time")
@@ -188,15 +189,23 @@ def _move(body: bytes) -> Move:
     )
 
 
-def _named(body: bytes) -> tuple[str, Seconds | None]:
-    """Id and `created` of an object that cannot be read. Without an id the list cannot be followed: PageWrong."""
+def named(body: bytes) -> tuple[str, Seconds | None]:
+    """Id and `created` of an object, whatever else it says. Without an id the list cannot be followed: raises PageWrong."""
     try:
-        named = _NAMED.decode(body)
+        told = _NAMED.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        named = _Named()
-    if not _usable(named.id):
+        told = _named_otherwise(body)
+    if not _usable(told.id):
         raise PageWrong("it has an object without an id")
-    return named.id, named.created if type(named.created) is int else None
+    return told.id, told.created if type(told.created) is int else None
+
+
+def _named_otherwise(body: bytes) -> _Named:
+    """msgspec refuses a lone surrogate anywhere in an object; its name can be read all the same."""
+    try:
+        return msgspec.convert(json.loads(body), _Named)
+    except (ValueError, RecursionError):
+        return _Named()
 
 
 def _usable(id_: Any) -> bool:

@@ -54,7 +54,7 @@ def plan_page(report: Report) -> None:
             ("back to customers", sums(report.to_return, "")),
             ("before a person", sums(report.to_review, "")),
             ("accounts on hold", str(report.would_hold or "")),
-            ("lots of credits to settle", str(report.credits_due or "")),
+            ("credits that end", str(report.credits_due or "")),
         )
         if told
     ]
@@ -62,7 +62,9 @@ def plan_page(report: Report) -> None:
         ["Nothing is wrong and nothing would be done."] if not (report.by_class or report.consequences_total) else []
     )
     _print(
-        _headline(report, "THE PLAN", "Nothing of this has been done; no object at Stripe was changed."),
+        _headline(report, "THE PLAN", "Nothing of this has been done; no object at Stripe was changed.")
+        if report.dry_run
+        else _beginning(),
         _facts_of(report),
         *_unread(report),
         *_by_class(report),
@@ -147,6 +149,13 @@ def _headline(report: Report, title: str = "", beneath: str = "") -> Panel:
     head.add_row(Text.assemble(f"{title}  " if title else "", result), Text(f"exit {report.exit}", style="dim"))
     said = [_text(sentence) for sentence in (*report.why, *([beneath] if beneath else []))]
     return Panel(Group(head, *said), box=box.ROUNDED, border_style=colour, padding=(0, 1))
+
+
+def _beginning() -> Panel:
+    """Above the plan of a run that heals: it has no result yet."""
+    return Panel(
+        Text("THE PLAN  what was found, and what is done about it now", style="bold"), box=box.ROUNDED, padding=(0, 1)
+    )
 
 
 def _facts_of(report: Report) -> RenderableType:
@@ -360,7 +369,7 @@ def _glance(report: Report, seen: Looked) -> RenderableType:
     for count, one, several in (
         (len(seen.doubtful), "may be a duplicate; a person decides", f"may be duplicates; a person decides{worth}"),
         (report.would_hold, "account would be held for a chargeback", "accounts would be held for chargebacks"),
-        (due, "lot of credits has outlived its subscription or trial", "lots of credits have outlived their end"),
+        (due, "credit has outlived its subscription or trial", "credits have outlived their subscription or trial"),
         (hand, "refund made by hand that no clause allows", "refunds made by hand that no clause allows"),
         (late, "charge after a cancellation", "charges after cancellations"),
     ):
@@ -380,7 +389,8 @@ def _cases(ones: Sequence[Consequence]) -> RenderableType | None:
         repeats = f" repeats {one.original}" if one.original else ""
         rule = f"  {one.rule.replace('_', ' ')}" if one.rule else ""
         changed = f"  {one.was} -> {one.becomes}" if one.about != "decision" else ""
-        head = _text(f"{one.customer}  {one.subject}{repeats}{rule}{changed}")
+        subject = "" if one.subject == one.customer else f"  {one.subject}"
+        head = _text(f"{one.customer}{subject}{repeats}{rule}{changed}")
         drawn.add_row(_text(one.amount) if one.amount else "", Text.assemble(head, "\n", _text(one.reason, "dim")))
     if len(ones) > OF_A_KIND:
         drawn.add_row("", _more(len(ones) - OF_A_KIND))

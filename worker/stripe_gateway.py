@@ -1,14 +1,15 @@
 """The one door to Stripe: reads as our facts, writes that are safe to repeat, every failure as ours, within a rate budget.
 
 Reads are plain GETs decoded by `handlers.events` (the SDK takes ten times as long for a page). Writes are the SDK's, carry an
-idempotency key always, and are never repeated in here:
-whoever writes has committed what it sends, and decides what an unknown outcome means (stripe.com/docs/api/idempotent_requests).
+idempotency key always, and are never repeated in here: whoever writes has committed what it sends, and decides what an
+unknown outcome means (stripe.com/docs/api/idempotent_requests).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -69,6 +70,11 @@ class _Page(msgspec.Struct, tag_field="object", tag="list"):
     has_more: bool
 
 
+class _Listed(msgspec.Struct, tag_field="object", tag="list"):
+    data: list[Any]
+    has_more: bool
+
+
 class _Error(msgspec.Struct):
     type: Any = None
     code: Any = None
@@ -86,9 +92,29 @@ class _NoSuccess(Exception):
         self.status, self.body = status, body
 
 
-_WHOLE = msgspec.json.Decoder(msgspec.Raw)
-"""Decodes nothing, and refuses what is no whole JSON document."""
+_SKIP = msgspec.json.Decoder(msgspec.Raw)
 _PAGE = msgspec.json.Decoder(_Page)
+
+
+def _whole(body: bytes) -> bytes:
+    """The body, if it is a whole JSON document. Raises ValueError."""
+    try:
+        _SKIP.decode(body)
+    except msgspec.DecodeError:
+        json.loads(body)  # msgspec also refuses a lone surrogate: that is for whoever reads the object to judge
+    return body
+
+
+def _page_in(body: bytes) -> _Page:
+    """The page in a body. Raises ValueError where it is no whole page of a list."""
+    try:
+        return _PAGE.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        told = json.loads(body)  # whole after all: one object with a lone surrogate must not hide the other ninety-nine
+        page = msgspec.convert(told, _Listed)
+        return _Page([msgspec.Raw(json.dumps(each).encode()) for each in page.data], page.has_more)
 
 
 class StripeGateway:
@@ -197,15 +223,9 @@ class StripeGateway:
             on=StripeUnavailable, attempts=self.page_attempts, timeout=None, wait_initial=0.2, wait_max=5.0
         ):
             with attempt:
-                page, as_of = await self._get_once(path, filters, account, _PAGE, ahead=ahead)
+                page, as_of = await self._get_once(path, filters, account, _page_in, ahead=ahead)
                 return RawPage(page.data, page.has_more, as_of, attempt.num - 1)
         raise AssertionError("unreachable")
-
-    async def event_page(self, since_s: Seconds, after: str | None) -> tuple[list[bytes], bool, Seconds]:
-        """One page of /v1/events, newest first: bodies as Stripe renders them, whether more follow, and Stripe's clock."""
-        filters: dict[str, Any] = {"created": {"gte": since_s}, "limit": PAGE_LIMIT}
-        page = await self.page("/v1/events", {**filters, **({"starting_after": after} if after else {})})
-        return [bytes(raw) for raw in page.data], page.has_more, page.as_of
 
     async def document(
         self, path: str, filters: Mapping[str, Any] | None = None, account: str | None = None
@@ -255,8 +275,7 @@ class StripeGateway:
             on=StripeUnavailable, attempts=READ_ATTEMPTS, timeout=None, wait_initial=0.2, wait_max=2.0
         ):
             with attempt:
-                body, as_of = await self._get_once(path, filters, account, _WHOLE)
-                return bytes(body), as_of
+                return await self._get_once(path, filters, account, _whole)
         raise AssertionError("unreachable")
 
     async def _get_once(
@@ -264,7 +283,7 @@ class StripeGateway:
         path: str,
         filters: Mapping[str, Any],
         account: str | None,
-        decoder: msgspec.json.Decoder[T],
+        reader: Callable[[bytes], T],
         *,
         ahead: bool = True,
     ) -> tuple[T, Seconds]:
@@ -282,7 +301,7 @@ class StripeGateway:
                 body = await answer.read()
             if answer.status != 200:
                 raise _NoSuccess(answer.status, body)
-            return decoder.decode(body), _stripe_clock(answer.headers)
+            return reader(body), _stripe_clock(answer.headers)
         except _NoSuccess as failed:
             if failed.status == 429:
                 self.budget.refused(endpoint, answer.headers.get("Stripe-Rate-Limited-Reason"))
@@ -351,7 +370,7 @@ def _failure(path: str, status: int, code: str | None, name: str, parameter: Any
     sentence = f"{path}: {status or 'no answer'} {code or name}"
     if status in (401, 429):  # the key is being rolled, or the rate is too high: nothing happened, and it will pass
         return StripeUnavailable(sentence)
-    if status == 409 and code == "idempotency_key_in_use":
+    if wrote and status == 409 and code == "idempotency_key_in_use":
         return OutcomeUnknown(sentence)
     if status == 0 or status >= 500:
         return OutcomeUnknown(sentence) if wrote else StripeUnavailable(sentence)

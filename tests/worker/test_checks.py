@@ -194,6 +194,26 @@ async def test_a_dispute_is_matched_by_its_source_whenever_it_was_booked(pool: P
     assert [(o.kind, o.at_stripe_minor, o.count) for o in told.other] == [("fees", -1500, 1)]
 
 
+async def test_an_old_dispute_taken_and_given_back_in_the_windows_is_held_against_the_books_all_the_same(
+    pool: Pool,
+) -> None:
+    history = bought()
+    dispute = history.dispute("ch_0001", "lost", DAY)
+    history.change(dispute, when=DAY + MINUTE, withdrawn_minor=2900)
+    await tell(pool, history)
+    async with transaction(pool) as conn:
+        await a_run(conn)
+        await book(
+            conn,
+            *(("adjustment", dispute, minor, "usd", T0 + 60 * DAY, None) for minor in (-2900, 2900)),
+            category="dispute",
+        )
+        later = scan_plan([Window(T0 + 50 * DAY, UPPER)], UPPER)
+        told = await checks.money_of(conn, RUN, REALM, later)
+    assert sums(told)["usd", "dispute"][:3] == (0, -2900, 2900)
+    assert [r.object for r in told.residuals] == [dispute]
+
+
 async def test_fees_payouts_and_words_nobody_knows_yet_are_told_apart(pool: Pool) -> None:
     told = await money(
         pool,
@@ -240,10 +260,11 @@ def random_books(draw: st.DrawFn) -> tuple[list[Fact], list[Move]]:
             )
     known = {fact.id: money for fact in facts if (money := moved(fact))}
     moves: list[Move] = []
+    rates = st.none() | st.floats(0.001, 200) if draw(st.booleans()) else st.none()
     for n in draw(st.lists(IDS, max_size=14)):
         id_ = f"{'re' if n % 2 else 'ch'}_{n}"
         kind = draw(st.sampled_from(("refund", "payment_refund", "refund_failure") if n % 2 else ("charge", "payment")))
-        currency, rate = draw(CURRENCIES), draw(st.none() | st.floats(0.001, 200))
+        currency, rate = draw(CURRENCIES), draw(rates)
         amount = draw(st.integers(-(10**6), 10**6))
         if id_ in known and draw(st.booleans()):
             amount, currency = known[id_].minor, known[id_].currency
@@ -297,6 +318,12 @@ async def every_minor_unit_is_listed(conn: asyncpg.Connection, facts: list[Fact]
             assert told.residuals_total == len(told.residuals)
             booked = sum(amount for kind, _, amount, *_ in moves if kind != "payout")
             assert sum(row.at_stripe_minor for row in told.rows) == booked
+            if not any(rate for *_, rate in moves):  # without rates the books' side is plainly what the objects moved
+                about = {id_ for _, id_, *_ in moves} | {
+                    fact.id for fact in facts if T0 <= (created_of(fact) or 0) < UPPER
+                }
+                here = [amount for fact in facts if fact.id in about and (amount := moved(fact))]
+                assert sum(row.ours_minor for row in told.rows) == sum(amount.minor for amount in here)
             assert {f.object for f in told.findings} == {r.object for r in told.residuals if not r.explained}
             raise Undone
 

@@ -1,19 +1,30 @@
-"""The nightly run finds what no webhook told, and never looks clean when it could not look."""
+"""When a night is due: once, on whichever worker takes it; caught up when missed, taken up again when it failed."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from datetime import timedelta
 
+import msgspec
+
+from handlers.events import Gap
+from reconcile.report import Report
+from reconcile.windows import DAY, RECENT
 from sandbox import Sandbox
-from worker.db import Pool
+from tests.handlers.history import POLICY
+from worker.db import Pool, transaction
+from worker.gaps import note_gaps
+from worker.jobs import WorkerProcess
+from worker.judging import Court
 from worker.nightly import run_if_due
 from worker.settings import Settings
-from worker.stripe_gateway import StripeGateway
 
 
-async def purchases(sandbox: Sandbox) -> None:
+async def purchases(sandbox: Sandbox, *, days_ago: float = 0.1) -> None:
+    """Twenty people who each bought one subscription."""
     books = sandbox.books
-    books.set_clock(int(time.time()) - 3600, running=False)
+    books.set_clock(int(time.time() - days_ago * DAY), running=False)
     price = books.new_price(books.new_product("FluxArt AI")["id"], "usd", 2900, interval="month", id_="price_basic")
     for number in range(20):
         customer = books.new_customer(email=f"{number}@example.com", metadata={}, fingerprint=f"card{number}")
@@ -21,30 +32,91 @@ async def purchases(sandbox: Sandbox) -> None:
     books.set_clock(int(time.time()), running=True)
 
 
-async def test_events_that_never_arrived_are_stored_once_and_a_second_run_is_not_due(
+async def night(settings: Settings, pool: Pool, sandbox: Sandbox) -> list[Report]:
+    """One look of a worker's nightly loop, with its other loops running beside it."""
+    served = settings.model_copy(update={"stripe_api_base": sandbox.url})
+    worker = WorkerProcess(served)
+    worker.court = Court(policy=POLICY, refunds="review")
+    worker.use(pool)
+    await pool.execute("insert into workers (id, role) values (gen_random_uuid(), 'worker')")
+    stop = asyncio.Event()
+
+    async def work() -> None:
+        while not stop.is_set():
+            await worker.serve_once()
+            await asyncio.sleep(0.05)
+
+    working = asyncio.create_task(work())
+    try:
+        return await run_if_due(pool, worker.gateway, served, worker.court)
+    finally:
+        stop.set()
+        await working
+        await pool.execute("delete from workers")
+        await worker.gateway.aclose()
+
+
+async def test_a_night_takes_in_what_no_webhook_told_and_a_second_one_is_not_due(
     settings: Settings, pool: Pool
 ) -> None:
     async with Sandbox() as stripe:
         await purchases(stripe)
-        running = settings.model_copy(update={"stripe_api_base": stripe.url})
-        gateway = StripeGateway(running)
-        gap = await run_if_due(pool, gateway, running)
-        assert gap is not None
-        made = {event["id"] for event in stripe.books.all("event")}
-        stored = {row["event_id"] for row in await pool.fetch("select event_id from inbox where state = 'waiting'")}
-        assert (gap.seen, gap.missing) == (len(made), len(made))
-        assert stored == made
+        (report,) = await night(settings, pool, stripe)
+        assert (report.kind, report.imported["charge"], report.unread_total) == ("nightly", 20, 0)
+        assert report.until - report.windows[-1][0] == RECENT
+        assert await pool.fetchval("select count(*) from objects where kind = 'charge'") == 20
         assert await pool.fetchval("select state from schedule_runs") == "done"
-        assert await run_if_due(pool, gateway, running) is None
-        await gateway.aclose()
+        assert await night(settings, pool, stripe) == []
 
 
-async def test_a_run_that_could_not_read_everything_is_incomplete(settings: Settings, pool: Pool) -> None:
+async def test_nights_that_were_missed_are_made_up_for(settings: Settings, pool: Pool) -> None:
     async with Sandbox() as stripe:
         await purchases(stripe)
-        stripe.configure({"faults": {"rules": [{"kind": "502_before", "rate": 1.0, "path": "/v1/events"}]}})
-        running = settings.model_copy(update={"stripe_api_base": stripe.url})
-        gateway = StripeGateway(running)
-        await run_if_due(pool, gateway, running)
+        await night(settings, pool, stripe)
+        await pool.execute("update schedule_runs set due_at = due_at - $1::interval", timedelta(days=4))
+        (report,) = await night(settings, pool, stripe)
+        assert report.until - report.windows[-1][0] >= RECENT + 3 * DAY
+
+
+async def test_a_night_that_could_not_read_everything_is_taken_up_again_where_it_stopped(
+    settings: Settings, pool: Pool
+) -> None:
+    async with Sandbox() as stripe:
+        await purchases(stripe)
+        stripe.configure({"faults": {"rules": [{"kind": "502_before", "rate": 1.0, "path": "/v1/charges"}]}})
+        (report,) = await night(settings, pool, stripe)
+        assert report.exit == 2
         assert await pool.fetchval("select state from schedule_runs") == "incomplete"
-        await gateway.aclose()
+        assert await pool.fetchval("select kind from alerts where resolved_at is null") == "nightly_incomplete"
+        assert await night(settings, pool, stripe) == []  # not at once
+        stripe.configure({"faults": {"rules": []}})
+        await pool.execute("update schedule_runs set started_at = started_at - interval '11 minutes'")
+        (again,) = await night(settings, pool, stripe)
+        assert (again.run, again.unread_total, again.exit) == (report.run, 0, 0)
+        assert await pool.fetchval("select attempts from runs where id = $1", report.run) == 2
+        assert (
+            await pool.fetchval("select count(*) from alerts where kind = 'nightly_incomplete' and resolved_at is null")
+            == 0
+        )
+
+
+async def test_a_gap_that_stripe_told_of_is_read_at_once_and_closed(settings: Settings, pool: Pool) -> None:
+    async with Sandbox() as stripe:
+        await purchases(stripe)
+        await night(settings, pool, stripe)
+        now = int(time.time())
+        await pool.execute("delete from objects where id = (select min(id) from objects where kind = 'charge')")
+        async with transaction(pool) as conn:
+            await note_gaps(conn, [("test", "evt_gap", Gap(since=now - DAY, until=now - 600), None)])
+        (report,) = await night(settings, pool, stripe)
+        assert report.asked.startswith("gap ")
+        assert await pool.fetchval("select count(*) from objects where kind = 'charge'") == 20
+        assert await night(settings, pool, stripe) == []
+
+
+async def test_the_report_is_kept_as_it_was_answered(settings: Settings, pool: Pool) -> None:
+    async with Sandbox() as stripe:
+        await purchases(stripe)
+        (report,) = await night(settings, pool, stripe)
+        kept = await pool.fetchval("select report from runs where id = $1", report.run)
+        assert msgspec.json.decode(kept, type=Report) == report

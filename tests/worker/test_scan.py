@@ -14,7 +14,7 @@ from aiohttp import web
 
 from handlers.customer import Invoice, decode
 from handlers.projection import digest
-from reconcile.windows import LISTS, ScanPlan, Window, scan_plan
+from reconcile.windows import LISTS, SLICES, ScanPlan, Window, scan_plan
 from sandbox import Sandbox
 from worker.budget import Budget
 from worker.db import Pool
@@ -242,7 +242,7 @@ async def test_any_split_reads_the_same(
     async with at_stripe(settings) as shop:
         await shop.whole()
         await assert_all_read(shop, pool)
-        assert shop.certificate["customers"].slices > 12
+        assert shop.certificate["customers"].slices > SLICES
         assert await pool.fetchval("select bool_and(hi - lo >= 1) from slices")
 
 
@@ -336,8 +336,29 @@ async def test_an_object_that_cannot_be_read_is_named_and_the_rest_of_its_page_c
         assert shop.certificate["charges"].unread == 1
 
 
+async def test_an_object_that_hides_its_page_from_the_decoder_is_named_and_the_rest_counts(
+    settings: Settings, pool: Pool
+) -> None:
+    broken: list[str] = []
+
+    def surrogate(path: str, page: Obj) -> tuple[int, Obj]:
+        if path == "/v1/charges" and len(page["data"]) > 3 and not broken:
+            page["data"][2]["description"] = "half a character: \ud800"
+            broken.append(page["data"][2]["id"])
+        return 200, page
+
+    async with at_stripe(settings) as shop, middleman(shop, surrogate):
+        await shop.whole()
+        assert [(row.list, row.what) for row in shop.unread] == [("charges", broken[0])]
+        assert await rows_of(pool, "scanned") >= set(shop.all("charges")) - set(broken)
+
+
 def _younger(page: Obj) -> None:
     page["data"][0]["created"] += 10 * 86_400
+
+
+def _older(page: Obj) -> None:
+    page["data"][-1]["created"] = 5
 
 
 def _shuffled(page: Obj) -> None:
@@ -364,7 +385,7 @@ def _nameless(page: Obj) -> None:
     del page["data"][-1]["id"]
 
 
-@pytest.mark.parametrize("spoil", [_younger, _shuffled, _twice, _endless, _cut, _no_list, _nameless])
+@pytest.mark.parametrize("spoil", [_younger, _older, _shuffled, _twice, _endless, _cut, _no_list, _nameless])
 async def test_a_page_that_is_not_to_be_believed_is_unread(settings: Settings, pool: Pool, spoil: Any) -> None:
     def spoiled(path: str, page: Obj) -> tuple[int, Obj]:
         if path == "/v1/charges" and len(page["data"]) > 1:

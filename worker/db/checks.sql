@@ -1,51 +1,42 @@
 -- Statements of the nightly run that hold the books against Stripe's balance transactions, and against our own rules.
 
 -- name: money
--- Object by object, what Stripe booked and what the books say moved: first the sums by currency, kind and class, then the objects
--- that differ, all of class `open` and the largest of those that explain themselves. Nothing that agrees leaves the database.
--- One full join of the windows' bookings with the windows' objects; what was created outside of them is looked up by key.
+-- What Stripe booked against what the books say moved: first the sums by currency, kind and class, then the objects that differ, all of
+-- class `open` and the largest of those that explain themselves. Both sides are summed together once, with opposite signs; only objects
+-- whose sum is not zero are looked at closely, and nothing that agrees leaves the database.
 with booked_as as materialized (
     select * from unnest(:names::text[], :kinds::text[]) as told (name, kind)
-), summed as (
-    -- `native`: in the object's own currency, at the rates of its bookings; with `rate` null unless every one of them told it
-    select coalesce(m.source, m.id) as object, max(coalesce(by_type.kind, by_category.kind)) as kind, min(m.currency) as currency,
-           max(m.currency) as last_currency, sum(m.amount)::bigint as amount, count(*) as moves, max(m.created) as last_at,
-           case when bool_and(nullif(m.rate, 0) is not null) then sum(m.amount / nullif(m.rate, 0)) end as native,
-           case when bool_and(nullif(m.rate, 0) is not null) then sum(abs(m.amount)) / nullif(sum(abs(m.amount / nullif(m.rate, 0))), 0) end as rate
+), moves as not materialized (
+    select coalesce(m.source, m.id) as object, coalesce(by_type.kind, by_category.kind) as kind, m.currency, m.amount, m.created,
+           nullif(m.rate, 0) as rate
     from balance_moves m
     left join booked_as by_type on by_type.name = m.type
     left join booked_as by_category on by_category.name = m.category
     where m.run = :run and coalesce(by_type.kind, by_category.kind) is not null
-    group by 1
-), booked as (
-    -- booked in two currencies, which is rare, an object's money is counted in one of them: its own if that is there
-    select s.object, s.kind, each.* from summed s cross join lateral (
-        select s.currency, s.amount, s.moves, s.last_at, s.native, s.rate, 1 as place, null::text[] as all_of_them
-        where s.currency = s.last_currency
+), differing as materialized (
+    select object from (
+        select object, currency, amount, false as is_ours from moves
         union all
-        select m.currency, sum(m.amount)::bigint, count(*), max(m.created), null, null, row_number() over (order by m.currency),
-               array_agg(m.currency) over ()
-        from balance_moves m
-        where s.currency <> s.last_currency and m.run = :run and m.source = s.object
-          and (m.type = any(:names::text[]) or m.category = any(:names::text[]))
-        group by m.currency) each
-), inside as (
-    select o.id, o.kind, o.currency as own, o.moved_minor as moved
-    from unnest(:lows::bigint[], :highs::bigint[]) as span (lo, hi)
-    join objects o on o.created >= span.lo and o.created < span.hi
-    where o.realm = :realm and o.kind in ('charge', 'refund', 'dispute')
+        select o.id, o.currency, -o.moved_minor, true from unnest(:lows::bigint[], :highs::bigint[]) as span (lo, hi)
+        join objects o on o.created >= span.lo and o.created < span.hi
+        where o.realm = :realm and o.kind in ('charge', 'refund', 'dispute') and o.moved_minor <> 0) both_sides
+    -- bookings that come to nothing may still not be what the books say of an object from before the windows
+    group by object, currency having sum(amount) <> 0 or not bool_or(is_ours)
+), booked as (
+    -- `native`: in the object's own currency, at the rates of its bookings; null unless every one of them told its rate
+    select object, currency, max(kind) as kind, sum(amount)::bigint as amount, count(*) as moves, max(created) as last_at,
+           case when bool_and(rate is not null) then sum(amount / rate) end as native,
+           case when bool_and(rate is not null) then sum(abs(amount)) / nullif(sum(abs(amount / rate)), 0) end as rate
+    from moves where object in (select object from differing) group by object, currency
 ), matched as materialized (
-    select coalesce(b.object, i.id) as object, coalesce(i.kind, late.kind, b.kind) as kind, b.currency as booked_in,
-           coalesce(b.amount, 0) as amount, coalesce(b.moves, 0) as moves, b.last_at, b.native, b.rate,
-           coalesce(i.kind, late.kind) is not null as known, coalesce(i.own, late.own) as own,
-           case when b.all_of_them is null or b.currency = coalesce(i.own, late.own)
-                     or b.place = 1 and not coalesce(i.own, late.own) = any(b.all_of_them)
-                then coalesce(i.moved, late.moved) end as moved
-    from booked b full join inside i on i.id = b.object
-    left join lateral (
-        select o.kind, o.currency as own, o.moved_minor as moved from objects o
-        where i.id is null and o.realm = :realm and o.id = b.object and o.kind in ('charge', 'refund', 'dispute')) late on true
-    where b.object is not null or i.moved <> 0
+    select coalesce(b.object, o.id) as object, coalesce(b.kind, o.kind) as kind, b.currency as booked_in, coalesce(b.amount, 0) as amount,
+           coalesce(b.moves, 0) as moves, b.last_at, b.native, b.rate, o.id is not null as known, o.currency as own,
+           -- booked in two currencies, an object's money is counted in one of them: its own if that is there
+           case when row_number() over (partition by coalesce(b.object, o.id)
+                                        order by b.currency = o.currency desc nulls last, b.currency) = 1 then o.moved_minor end as moved
+    from booked b full join (
+        select * from objects where realm = :realm and id in (select object from differing) and kind in ('charge', 'refund', 'dispute')
+    ) o on o.id = b.object
 ), compared as (
     select object, kind, coalesce(booked_in, own) as currency, booked_in, amount as at_stripe, moves, last_at, native, rate, known,
            coalesce(case when booked_in is null or own = booked_in then moved else round(moved * rate)::bigint end, 0) as ours,
@@ -61,10 +52,17 @@ with booked_as as materialized (
         when not known and exists (select 1 from found f where f.run = :run and f.id = object and f.state in ('staged', 'heal', 'failed'))
         then 'staged' else 'open' end as class
     from compared
+), agreeing as (
+    select currency, kind, sum(amount) - coalesce((select sum(c.at_stripe) from classed c where (c.currency, c.kind) = (t.currency, t.kind)), 0)
+           as amount
+    from moves t group by currency, kind
 )
-select true as is_sum, class, currency, kind, null as object, null as booked_in, sum(at_stripe)::bigint as at_stripe,
-       sum(ours)::bigint as ours, count(*) as moves, null::bigint as last_at, null::float8 as native, null::float8 as rate,
+select true as is_sum, 'same' as class, currency, kind, null as object, null as booked_in, amount::bigint as at_stripe,
+       amount::bigint as ours, 0::bigint as moves, null::bigint as last_at, null::float8 as native, null::float8 as rate,
        null::bytea as body, null::text as customer, false as staged
+from agreeing
+union all
+select true, class, currency, kind, null, null, sum(at_stripe)::bigint, sum(ours)::bigint, count(*), null, null, null, null, null, false
 from classed group by class, currency, kind
 union all
 select * from (

@@ -47,15 +47,34 @@ where o.realm = :realm and o.unfinished and o.unknown_since is null and o.create
 select f.kind, f.id from found f
 where f.run = :run and not f.listed and not exists (select from scanned s where s.run = f.run and s.id = f.id);
 
--- name: unseen_in_windows
--- What the books have within the windows and Stripe's lists did not show.
-select o.kind, o.id, o.body from unnest(:los::bigint[], :his::bigint[]) as w (lo, hi)
-join objects o on o.realm = :realm and o.kind = any(:kinds::text[]) and o.created >= w.lo and o.created < w.hi
-where o.unknown_since is null and not exists (select from scanned s where s.run = :run and s.id = o.id)
-limit :most;
+-- name: unequal_sides
+-- Every row read against every row of the books, in one join: what the books have within the windows and Stripe's lists did not
+-- show, and what was listed and is neither in the books just so nor staged. Of what was created outside the windows, which
+-- only the lists of what is alive show, each is looked up by key.
+with inside as (
+    select o.id, o.kind, o.digest, o.as_of, o.unknown_since from unnest(:los::bigint[], :his::bigint[]) as w (lo, hi)
+    join objects o on o.realm = :realm and o.kind = any(:kinds::text[]) and o.created >= w.lo and o.created < w.hi
+), unequal as materialized (
+    select coalesce(i.id, s.id) as id, coalesce(i.kind, s.kind) as kind, s.id is null as unshown, s.digest, s.as_of
+    from inside i full join (select id, kind, digest, as_of from scanned where run = :run) s on s.id = i.id
+    where s.id is null and i.unknown_since is null or i.id is null or i.digest is distinct from s.digest and i.as_of <= s.as_of
+)
+select u.kind, u.id, u.unshown, case when u.unshown then o.body end as body
+from unequal u
+left join lateral ( -- `offset 0`: by key, since the planner cannot know how few are unequal
+    select o.id, o.digest, o.as_of, o.body from objects o where o.realm = :realm and o.id = u.id offset 0
+) o on true
+where u.unshown
+   or (o.id is null or o.digest is distinct from u.digest and o.as_of <= u.as_of)
+      and not exists (select from found f where f.run = :run and f.id = u.id)
+order by u.unshown desc limit :most;
 
 -- name: mark_unknown!
 update objects set unknown_since = now() where realm = :realm and id = any(:ids::text[]) and unknown_since is null;
+
+-- name: marked_unknown
+-- What an earlier run found that Stripe does not know: told once, and what it claims to have moved is explained ever after.
+select id from objects where realm = :realm and unknown_since is not null;
 
 -- name: unowned_found
 select id, body from found where run = :run and customer is null and id > :after order by id limit :batch;
@@ -112,20 +131,33 @@ select event_id, payload from unheard where run = :run and created >= :since::bi
 -- name: unworkable_events
 select event_id, type, state, payload from inbox where realm = :realm and state in ('dead', 'quarantined') order by received_at limit :most;
 
+-- name: backlog_before$
+-- Whether events that Stripe made before the upper edge still wait for their first try.
+select exists (select from inbox where realm = :realm and state = 'waiting' and attempts = 0 and next_at <= now()
+               and created_at < to_timestamp(:upper::bigint));
+
+-- name: waiting_events
+select event_id, payload from inbox where realm = :realm and state = 'waiting' and event_id > :after order by event_id limit :batch;
+
+-- name: shared_objects$
+-- How many of what Stripe listed the books have, counted no further than somebody asks.
+select count(*) from (select from scanned s join objects o on o.realm = :realm and o.id = s.id where s.run = :run limit :most) as shared;
+
 -- name: known_events
 select event_id from inbox where event_id = any(:event_ids::text[]);
 
 -- name: unjudged_overlaps
--- Payments of one person whose paid periods of one thing overlap, and that no decision is about: whether they are copies is for
--- the rules to say. One pass over all paid periods.
+-- Persons with payments whose paid periods of one thing overlap, and that no decision is about: whether they are copies is for
+-- the rules to say. One pass over all paid periods, with one window: every further one costs as much as the first.
 select distinct p.person from (
-    select person, charge, lag(charge) over w as before, period_start,
-           max(period_end) over (w rows between unbounded preceding and 1 preceding) as ended
+    select person, charge, period_start, last_value(charge) over w as before, last_value(period_end) over w as before_ended,
+           max(period_end) over w as ended
     from paid_periods where realm = :realm
-    window w as (partition by person, thing order by period_start, charge)
+    window w as (partition by person, thing order by period_start rows between unbounded preceding and 1 preceding)
 ) p
 where p.ended > p.period_start
-  and not exists (select from decisions d where d.realm = :realm and d.subject in (p.charge, p.before));
+  and not exists (select from decisions d where d.realm = :realm
+                  and d.subject in (p.charge, case when p.before_ended > p.period_start then p.before end));
 
 -- name: decided_subjects
 select distinct subject from decisions where realm = :realm and subject = any(:subjects::text[]);
@@ -156,7 +188,7 @@ update found set state = :state where run = :run and id = any(:ids::text[]);
 select (select count(*) from found where run = :run and state = 'heal') as facts,
        (select count(*) from unheard u join inbox i on i.event_id = u.event_id where u.run = :run and i.state = 'waiting') as events,
        (select count(*) from wakeups where realm = :realm and customer = any(:customers::text[]) and due_at <= moment(:realm)) as wakeups,
-       (select count(*) from lookups where realm = :realm and state = 'waiting') as lookups,
+       (select count(*) from lookups where realm = :realm and state = 'waiting' and next_at <= now()) as lookups,
        (select count(*) from actions where realm = :realm and state in ('planned', 'sending') and next_at <= now()
          and not coalesce((select is_on from switches where name = 'refunds_paused'), false)) as actions;
 
@@ -184,10 +216,16 @@ select event_id from inbox where event_id = any(:event_ids::text[]) and state <>
 select count(*) from unread where run = :run;
 
 -- name: found_bodies
-select id, body, state from found where run = :run and id = any(:ids::text[]);
+select id, body, state, listed from found where run = :run and id = any(:ids::text[]);
 
 -- name: mark_healed!
 update findings set healed = true where run = :run and id = any(:ids::text[]);
+
+-- name: ask_about!
+update findings set class = 'ask' where run = :run and id = any(:ids::text[]);
+
+-- name: analyze_run!
+analyze scanned, found, balance_moves;
 
 -- name: count_findings
 select what, class, healed, count(*) as n from findings where run = :run group by what, class, healed;

@@ -13,6 +13,17 @@ create index objects_undigested on objects (realm, id) where digest is null;
 create index objects_unfinished on objects (realm, kind) where unfinished;
 create index objects_unknown on objects (realm) where unknown_since is not null;
 
+create function forget_digest() returns trigger language plpgsql as $$
+begin
+    new.digest := null;
+    return new;
+end $$;
+create trigger objects_changed_by_hand before update of body on objects for each row
+    when (new.body <> old.body and new.as_of = old.as_of and new.digest is not distinct from old.digest)
+    execute function forget_digest();
+comment on trigger objects_changed_by_hand on objects is
+    'Bytes that something else than a telling of Stripe''s changed must not keep the digest that says they agree with Stripe.';
+
 create table paid_periods (
     realm        text not null,
     charge       text collate "C" not null,
