@@ -15,25 +15,21 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol, TypeAlias
 
-import asyncpg
 import msgspec
 import structlog
 
-from handlers.customer import AnyFact, CustomerFile, CustomerId, Seconds, decode
-from handlers.decisions import Judgement, Verdict
-from reconcile.compare import Matter, compare
-from reconcile.findings import DRIFT, Class, Consequence, Finding, What
+from handlers.customer import Seconds, decode
+from reconcile.findings import DRIFT, Finding, What
 from reconcile.money import MoneyOfRun
-from reconcile.plan import consequences
 from reconcile.report import SHOWN, Report, result_of
 from reconcile.windows import ALIVE, EVENTS_KEPT, GRACE, LISTS, ScanPlan, Window, merged, scan_plan
 from worker.checks import check_books, money_of, unknown_sources
-from worker.db import Connection, Pool, connection, queries, transaction
+from worker.db import Pool, connection, queries, transaction
 from worker.endpoint import check_endpoint, endpoint_findings
 from worker.errors import SettingsInvalid, StripeRefused, StripeUnavailable
-from worker.history import Person, persons_of
-from worker.inbox import Row, read_event, store_rows, unpack
-from worker.judging import Court, path_of, want
+from worker.healing import Healing
+from worker.inbox import unpack
+from worker.judging import Court
 from worker.matching import (
     Matched,
     Matcher,
@@ -43,6 +39,7 @@ from worker.matching import (
     project_older_rows,
     save_findings,
 )
+from worker.planning import READABLE, Planned, Planner
 from worker.runs import certificate, open_run, unread_of
 from worker.scan import late_objects, read_moves, reread, scan
 from worker.settings import Settings
@@ -121,20 +118,13 @@ class Reconciliation:
         self.serve = serve
         """Does a worker's work once, where no worker is alive; how much it did."""
         self.matched = Matched()
-        self.reread = 0
-        self.consequences: list[Consequence] = []
-        self.consequences_total = 0
-        self.to_return: dict[str, int] = {}
-        self.to_review: dict[str, int] = {}
-        self.would_hold = self.credits_due = 0
+        self.planned = Planned()
+        self.reread = self.unhealed = 0
+        self.served = True
         self.why: list[str] = []
-        self.unhealed = 0
         self.late: set[str] = set()
         """Objects that changed after the upper edge, or whose events have arrived and wait."""
         self.money = MoneyOfRun(rows=[], other=[], residuals=[], residuals_total=0, days=[], findings=[])
-        self.shown: Counter[bool] = Counter()
-        self.asked_for: set[str] = set()
-        """Look-ups that were made already."""
 
     async def run_once(self) -> Report:
         """Everything. Raises AnotherRun, SettingsInvalid (no key), StripeRefused, StripeUnavailable, DatabaseUnavailable.
@@ -188,6 +178,7 @@ class Reconciliation:
         run = self.run
         await self._stage("project")
         await project_older_rows(run)
+        self.again = await self._forgive()
         await self._stage("scan")
         self.watch.begin([name for name, windows in run.plan.lists.items() if windows])
         await scan(run, self.gateway, self.settings.mode, self.watch.page)
@@ -200,6 +191,15 @@ class Reconciliation:
             async with run.transaction():
                 await run.unread("events", f"{run.plan.upper}..", str(error))
         await self._reread()
+
+    async def _forgive(self) -> dict[str, str]:
+        """Objects that an earlier attempt could not read: this one asks again, so they are not unread any more. Id -> kind."""
+        rows = await self.run.conn.fetch(queries.unread_objects.sql, self.run.id)
+        again = {row["what"]: LISTS[row["list"]].kind for row in rows if row["list"] in LISTS}
+        again = {id_: kind for id_, kind in again.items() if kind in READABLE}
+        async with self.run.transaction() as conn:
+            await queries.forgive_objects(conn, run=self.run.id, ids=list(again))
+        return again
 
     async def _settle_backlog(self) -> None:
         """What has arrived is worked on before anything is compared; what is still waiting then is in flight."""
@@ -244,8 +244,9 @@ class Reconciliation:
         asked = {
             **{row["id"]: row["kind"] for row in (*unfinished, *told, *unequal[:UNSEEN_AT_MOST])},
             **{id_: kind for kind, id_ in sources},
+            **self.again,
         }
-        gone = await reread(run, self.gateway, [(kind, id_) for id_, kind in sorted(asked.items()) if _readable(kind)])
+        gone = await reread(run, self.gateway, [(kind, id_) for id_, kind in sorted(asked.items()) if kind in READABLE])
         self.reread = len(asked)
         await self._unknown(gone, {row["id"]: row["body"] for row in unshown})
 
@@ -327,203 +328,22 @@ class Reconciliation:
         """What time it is at Stripe."""
         return (await self.gateway.page("/v1/events", {"limit": 1}, _account(self.realm))).as_of
 
-    # --- planning -----------------------------------------------------------------------------------------------------
+    # --- planning and healing -----------------------------------------------------------------------------------------
 
     async def _plan_healing(self) -> None:
-        """Judge everybody concerned twice, without and with what was found; read what the rules ask for on the way."""
         await self._stage("plan")
         now: datetime = await queries.moment_of(self.run.conn, realm=self.realm)
-        after, seen = "", set[str]()
-        sums: Counter[tuple[str, str]] = Counter()
-        while rows := await self.run.conn.fetch(queries.found_customers.sql, self.run.id, after, PERSONS):
-            customers = [row["customer"] for row in rows]
-            after = customers[-1]
-            for was, becomes in await self._judged_twice(customers, seen, now):
-                self._follow(consequences(was, becomes, self.court.refunds), was, becomes, int(now.timestamp()), sums)
-        self.to_return = _by_currency(sums, Verdict.REFUND)
-        self.to_review = _by_currency(sums, Verdict.REVIEW)
+        self.planned = await Planner(self.run, self.gateway, self.court).plan(now)
         if self.on_plan is not None:
             self.on_plan(await self._report(time.time(), final=False))
 
-    async def _judged_twice(
-        self, customers: Sequence[str], seen: set[str], now: datetime
-    ) -> list[tuple[Judgement, Judgement]]:
-        """Each person's judgement by the books, and by the books with what was found laid over them."""
-        before_us = set(seen)
-        for _ in range(LOOK_UP_ROUNDS):
-            seen_now = set(before_us)
-            becomes, wanted = [], set[tuple[str, str]]()
-            async for person in persons_of(self.run.conn, self.realm, customers, seen_now, run=self.run.id):
-                judgement = self._judge(person, now)
-                becomes.append((person, judgement))
-                wanted |= judgement.wanted
-            unread = [(_LOOKED_UP.get(kind, kind), _lookup_id(kind, id_)) for kind, id_ in sorted(wanted)]
-            known = await self.run.conn.fetch(queries.found_bodies.sql, self.run.id, [id_ for _, id_ in unread])
-            have = {row["id"] for row in known} | self.asked_for
-            unread = [(kind, id_) for kind, id_ in unread if id_ not in have and _readable(kind)]
-            self.asked_for |= {id_ for _, id_ in unread}
-            if not unread:
-                break
-            self.reread += len(unread)
-            await reread(self.run, self.gateway, unread)
-            await find_owners(self.run)
-        seen |= seen_now
-        theirs = sorted({customer for person, _ in becomes for customer in person.facts})
-        without: dict[CustomerId, Judgement] = {}
-        async for person in persons_of(self.run.conn, self.realm, theirs, set()):
-            if any(person.facts.values()):
-                without |= dict.fromkeys(person.facts, self._judge(person, now))
-        pairs = []
-        for person, judgement in becomes:
-            parts = {id(part): part for customer in person.facts if (part := without.get(customer))}
-            was = Judgement(decisions={})
-            for part in parts.values():
-                was = _both(was, part)
-            pairs.append((was, judgement))
-        return pairs
-
-    def _judge(self, person: Person, now: datetime) -> Judgement:
-        return person.judge(self.court.policy, now, test_clocks=self.court.test_clocks)
-
-    def _follow(
-        self,
-        found: Sequence[Consequence],
-        was: Judgement,
-        becomes: Judgement,
-        now_s: Seconds,
-        sums: Counter[tuple[str, str]],
-    ) -> None:
-        imported = not was.accounts
-        closed = {
-            lot.id
-            for lots in becomes.lots.values()
-            for lot in lots.values()
-            if lot.closing is not None and lot.closing.at <= now_s
-        }
-        for consequence in found:
-            if consequence.about == "credits" and imported and consequence.subject not in closed:
-                continue  # every lot is new then, and only what is overdue is worth a word
-            self.consequences_total += 1
-            credits_ = consequence.about == "credits"
-            if self.shown[credits_] < (SHOWN // 4 if credits_ else SHOWN):
-                self.shown[credits_] += 1
-                self.consequences.append(consequence)
-            if consequence.about == "standing" and consequence.becomes in ("flagged", "suspended"):
-                self.would_hold += 1
-            if consequence.amount is not None:
-                sums[consequence.verdict, consequence.amount.currency] += consequence.amount.minor
-        for customer, lots in becomes.lots.items():
-            known = was.lots.get(customer, {})
-            for id_, lot in lots.items():
-                closes = lot.closing is not None and lot.closing.at <= now_s
-                if closes and (id_ not in known or known[id_].closing is None):
-                    self.credits_due += lot.credits
-
-    # --- healing ------------------------------------------------------------------------------------------------------
-
     async def _heal(self) -> None:
-        """Give everything of class auto to healing, wait until it is done, and look whether it is."""
-        run = self.run
         await self._stage("heal")
-        alive = bool(await queries.live_workers(run.conn))
-        if not alive:
-            self.why.append(
-                "No worker is running: what was found was taken in here, and nothing is sent to Stripe until one runs."
-            )
-        await self._store_unheard()
-        rows = await run.conn.fetch(queries.findings_to_wake.sql, run.id, [str(w) for w in _WOKEN])
-        customers = sorted({row["customer"] for row in rows if row["customer"]})
-        async with run.transaction() as conn:
-            if customers:
-                await queries.wake_these(conn, realm=self.realm, customers=customers)
-            await self._want_references(conn)
-            await queries.begin_healing(conn, run=run.id, matched=msgspec.json.encode(self.matched))
-        await self._until_healed(customers, alive)
-        await self._verify()
-
-    async def _store_unheard(self) -> None:
-        """Events that never arrived, into the inbox as if they had; those from before the books began are not missing."""
-        since, after = self.heard_since, ""
-        while since is not None and (
-            rows := await self.run.conn.fetch(queries.unheard_payloads.sql, self.run.id, since, after, ROWS)
-        ):
-            after = rows[-1]["event_id"]
-            events: list[Row] = [read_event(unpack(row["payload"]), self.settings.mode) for row in rows]
-            async with self.run.transaction() as conn:
-                await store_rows(conn, events)
-
-    async def _want_references(self, conn: Connection) -> None:
-        """What objects of nobody refer to is read: it says whose they are."""
-        rows = await conn.fetch(queries.nobodys_references.sql, self.realm, self.run.id, str(What.NOBODYS))
-        told = [
-            (kind, ref)
-            for row in rows
-            for ref in (row["reference_a"], row["reference_b"])
-            if ref and (kind := _kind_of_id(ref))
-        ]
-        if told:
-            await want(conn, self.realm, [(kind, id_, path_of(kind, id_), 0) for kind, id_ in told])
-
-    async def _until_healed(self, customers: list[str], alive: bool) -> None:
-        """Until nothing of the run waits: for the workers, or by working here."""
-        began = time.monotonic()
-        while True:
-            if not alive and self.serve is not None:
-                await self.serve()
-            row = (await self.run.conn.fetch(queries.still_to_heal.sql, self.run.id, self.realm, customers))[0]
-            waits = row["facts"] + row["events"] + row["wakeups"] + row["lookups"]
-            sends = row["actions"] if alive and self.court.refunds == "auto" else 0
-            elapsed = time.monotonic() - began
-            if not waits and (not sends or elapsed > SEND_WITHIN_S):
-                return
-            if elapsed > HEAL_WITHIN_S:
-                self.why.append(
-                    f"After {HEAL_WITHIN_S / 60:.0f} minutes {waits} things still wait to be taken in: is a worker running?"
-                )
-                return
-            if alive or not waits:
-                await asyncio.sleep(POLL_S)
-
-    async def _verify(self) -> None:
-        """Every finding of class auto again: what is as Stripe says now is healed, what is not makes the run incomplete."""
+        healing = Healing(self.run, self.court, self.serve)
+        await healing.heal(self.heard_since, self.matched)
         await self._stage("verify")
-        run = self.run
-        now: datetime = await queries.moment_of(run.conn, realm=self.realm)
-        still, self.waiting = await check_books(run.conn, self.realm, now)
-        stands = {finding.id for finding in still if finding.class_ is Class.AUTO}
-        async with run.transaction():  # what only came to light with what was healed is for a person, too
-            await save_findings(run, (finding for finding in still if finding.class_ is Class.ASK))
-        after = ""
-        while rows := await run.conn.fetch(queries.auto_findings.sql, run.id, after, ROWS):
-            after = rows[-1]["id"]
-            objects = [row["object"] for row in rows]
-            told = {r["id"]: r for r in await run.conn.fetch(queries.found_bodies.sql, run.id, objects)}
-            here = {
-                r["id"]: decode(r["body"])
-                for r in await run.conn.fetch(queries.load_objects_by_id.sql, self.realm, objects)
-            }
-            heard = {r["event_id"] for r in await run.conn.fetch(queries.settled_events.sql, objects)}
-            decided = {r["subject"] for r in await run.conn.fetch(queries.decided_subjects.sql, self.realm, objects)}
-            healed, standing = (
-                list[str](),
-                list[str](),
-            )  # what the rules leave as it is although it looks overdue: a person's
-            for row in rows:
-                match What(row["what"]):
-                    case What.MISSING_HERE | What.DIFFERENT:
-                        ok = row["object"] in told and _agrees(here.get(row["object"]), told[row["object"]])
-                    case What.EVENT_UNHEARD:
-                        ok = row["object"] in heard
-                    case What.COPY_UNJUDGED:
-                        ok = row["object"] in decided
-                    case _:
-                        ok = row["id"] not in stands
-                        standing += [] if ok else [row["id"]]
-                healed += [row["id"]] if ok else []
-            self.unhealed += len(rows) - len(healed) - len(standing)
-            async with run.transaction() as conn:
-                await queries.mark_healed(conn, run=run.id, ids=healed)
-                await queries.ask_about(conn, run=run.id, ids=standing)
+        self.unhealed, self.waiting = await healing.verify()
+        self.served, self.why = healing.served, [*self.why, *healing.why]
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
@@ -558,7 +378,7 @@ class Reconciliation:
             certificate=lists,
             unread=unread,
             unread_total=total,
-            reread=self.reread,
+            reread=self.reread + self.planned.looked_up,
             requests=self.gateway.budget.requests - asked,
             rate_limited=self.gateway.budget.rate_limited - limited,
             imported=dict(sorted(self.matched.imported.items())),
@@ -568,12 +388,12 @@ class Reconciliation:
             drift=sum(found[what] for what in DRIFT),
             by_class=dict(sorted(classes.items())),
             findings=[msgspec.json.decode(row["body"], type=Finding) for row in some],
-            consequences=self.consequences,
-            consequences_total=self.consequences_total,
-            to_return=self.to_return,
-            to_review=self.to_review,
-            would_hold=self.would_hold,
-            credits_due=self.credits_due,
+            consequences=self.planned.consequences,
+            consequences_total=self.planned.total,
+            to_return=self.planned.to_return,
+            to_review=self.planned.to_review,
+            would_hold=self.planned.would_hold,
+            credits_due=self.planned.credits_due,
             healed=sum(row["n"] for row in rows if row["healed"]),
             unhealed=self.unhealed,
             money=money.rows,
@@ -585,6 +405,8 @@ class Reconciliation:
             waiting=self.waiting,
         )
         report.result, report.exit = result_of(report)
+        if report.exit == 0 and not self.served and self.waiting.planned:
+            report.result, report.exit = "needs_person", 1  # somebody has to start a worker
         if final:
             report.why += _why(report)
         return report
@@ -629,64 +451,8 @@ class Reconciliation:
         self.watch.stage(name)
 
 
-_WOKEN = (What.TRIAL_OVERDUE, What.CREDITS_OVERDUE, What.COPY_UNJUDGED)
-_LOOKED_UP = {
-    "balance": "balance_read",
-    "checkout.session": "checkout_session",
-    "radar.early_fraud_warning": "early_fraud_warning",
-}
-_KINDS_BY_PREFIX = {
-    "ch_": "charge",
-    "py_": "charge",
-    "pi_": "payment_intent",
-    "in_": "invoice",
-    "sub_": "subscription",
-    "cs_": "checkout.session",
-}
-
-
-def _kind_of_id(id_: str) -> str | None:
-    return next((kind for prefix, kind in _KINDS_BY_PREFIX.items() if id_.startswith(prefix)), None)
-
-
-def _lookup_id(kind: str, id_: str) -> str:
-    """The id under which a look-up's answer is kept among facts."""
-    match kind:
-        case "balance":
-            return f"balance:{id_}"
-        case "session_lines":
-            return f"lines:{id_}"
-        case _:
-            return id_
-
-
-_READABLE = frozenset(listing.kind for listing in LISTS.values()) - {"event", "balance_transaction"} | {
-    "balance_read",
-    "session_lines",
-}
-
-
-def _readable(kind: str) -> bool:
-    return kind in _READABLE
-
-
 def _account(realm: str) -> str | None:
     return realm.partition(":")[2] or None
-
-
-def _agrees(here: AnyFact | None, found: asyncpg.Record) -> bool:
-    """Whether the books say what Stripe said, or were told something later since."""
-    if here is None:
-        return False
-    outcome = compare(here, decode(found["body"]), CustomerFile([here]), listed=found["listed"])
-    return outcome.matter in (Matter.SAME, Matter.MORE)
-
-
-def _both(a: Judgement, b: Judgement) -> Judgement:
-    """Two judgements of disjoint persons as one."""
-    return Judgement(
-        decisions={**a.decisions, **b.decisions}, accounts={**a.accounts, **b.accounts}, lots={**a.lots, **b.lots}
-    )
 
 
 def _together(a: Matched, b: Matched) -> Matched:
@@ -696,10 +462,6 @@ def _together(a: Matched, b: Matched) -> Matched:
         in_flight=a.in_flight + b.in_flight,
         causes=Counter(a.causes) + Counter(b.causes),
     )
-
-
-def _by_currency(sums: Counter[tuple[str, str]], verdict: Verdict) -> dict[str, int]:
-    return {currency: minor for (said, currency), minor in sorted(sums.items()) if said == verdict}
 
 
 def _why(report: Report) -> list[str]:

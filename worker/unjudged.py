@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import datetime
 
+from handlers.customer import CustomerFile
 from handlers.decisions import Decision
+from handlers.duplicates import judge
 from reconcile.findings import Class, Finding, What
 from worker.db import Connection, queries
-from worker.history import persons_of
+from worker.history import Person, persons_of
 from worker.judging import Court
 
 PERSONS = 200
@@ -22,12 +24,19 @@ async def unjudged_copies(conn: Connection, realm: str, court: Court, now: datet
     for start in range(0, len(people), PERSONS):
         ruled: dict[str, Decision] = {}
         async for person in persons_of(conn, realm, people[start : start + PERSONS], seen):
-            judgement = person.judge(court.policy, now, test_clocks=court.test_clocks)
-            ruled |= {d.subject: d for d in judgement.decisions.values() if d.clause == DUPLICATES}
+            ruled |= _ruled(person, court, now)
         for row in await conn.fetch(queries.decided_subjects.sql, realm, list(ruled)):
             del ruled[row["subject"]]
         for _, decision in sorted(ruled.items()):
             yield _unjudged(decision)
+
+
+def _ruled(person: Person, court: Court, now: datetime) -> dict[str, Decision]:
+    """By subject, what the rules about copies alone decide: nobody's account or credits are looked at."""
+    file = CustomerFile(fact for facts in person.facts.values() for fact in facts)
+    balances = person.books.balances_of(person.facts)
+    judgement = judge(file, court.policy, now, acted=person.acted, balances=balances, test_clocks=court.test_clocks)
+    return {d.subject: d for d in judgement.decisions.values() if d.clause == DUPLICATES}
 
 
 def _unjudged(decision: Decision) -> Finding:

@@ -212,6 +212,12 @@ where f.run = :run and f.what = :what;
 -- name: settled_events
 select event_id from inbox where event_id = any(:event_ids::text[]) and state <> 'waiting';
 
+-- name: unread_objects
+select list, what from unread where run = :run and what !~ '[.][.]' and what ~ '_';
+
+-- name: forgive_objects!
+delete from unread where run = :run and what = any(:ids::text[]);
+
 -- name: count_unread$
 select count(*) from unread where run = :run;
 
