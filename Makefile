@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: install run test check bench chaos year lock format clean
+.PHONY: install run test check bench chaos year night lock format clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -44,6 +44,9 @@ chaos: install  ## the long fault campaign: kill -9, empty Redis, restart Postgr
 
 year: install  ## a merchant's year with 10,000 customers, whose books must close; ARGS="--json", ARGS="--customers 500 --seed 2"
 	@$(BIN)/python -m tests.year $(ARGS)
+
+night: install  ## the nightly run's campaign: lost webhooks, falsified books, faults, kill -9; ARGS="--objects 100000 --kills 50"
+	@$(BIN)/python -m tests.night $(ARGS)
 
 lock: install  ## lock the dependencies again, with hashes
 	@$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-options --no-header -o requirements.txt pyproject.toml

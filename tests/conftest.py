@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import aiohttp
 import asyncpg
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from tests.stripe_sender import WEBHOOK_SECRET, Sender
@@ -29,6 +30,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """A test that configures our logs, as commands do, leaves none of it (nor its captured standard error) to the next one."""
+    yield
+    structlog.reset_defaults()
 
 
 async def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> None:

@@ -299,18 +299,14 @@ class Reconciliation:
             self.matched = _together(msgspec.json.decode(before, type=Matched), self.matched)
         now: datetime = await queries.moment_of(run.conn, realm=self.realm)
         standing, self.waiting = await check_books(run.conn, self.realm, now)
-        gone = await run.conn.fetch(queries.marked_unknown.sql, self.realm)
-        drift = dict.fromkeys((row["id"] for row in gone), What.MISSING_THERE) | {
-            row["object"]: What(row["what"])
-            for row in await run.conn.fetch(queries.drifting.sql, run.id, [str(w) for w in DRIFT])
-        }
-        await self._balance(drift)
+        drift = await run.conn.fetch(queries.drifting.sql, run.id, [str(w) for w in DRIFT])
+        await self._balance({row["object"]: What(row["what"]) for row in drift})
         copies = [finding async for finding in unjudged_copies(run.conn, self.realm, self.court, now)]
         endpoint: list[Finding] = []
         if self.heard_since is not None and run.account is None:  # webhooks are in use
             endpoint = endpoint_findings(await check_endpoint(self.gateway, self.settings))
         async with run.transaction():
-            await save_findings(run, (*standing, *self.money.findings, *copies, *endpoint))
+            await save_findings(run, (*standing, *copies, *endpoint))
 
     async def _balance(self, drift: dict[str, What]) -> None:
         """Money by currency, with a second look at every object that it leaves unexplained. Not from a list that was not read."""
@@ -319,10 +315,15 @@ class Reconciliation:
         if any(line.unread for line in await certificate(run.conn, run.id) if line.list == "balance_transactions"):
             self.why.append("Money was not compared: Stripe's balance transactions could not all be read.")
             return
-        self.money = await money_of(run.conn, run.id, self.realm, run.plan, drift)
+        unknown = await run.conn.fetch(queries.marked_unknown.sql, self.realm)
+        known = dict.fromkeys((row["id"] for row in unknown), What.MISSING_THERE) | drift
+        self.money = await money_of(run.conn, run.id, self.realm, run.plan, known)
         if self.money.to_read:
             await read_moves(run, self.gateway, self.money.to_read)
-            self.money = await money_of(run.conn, run.id, self.realm, run.plan, drift)
+            self.money = await money_of(run.conn, run.id, self.realm, run.plan, known)
+        async with run.transaction() as conn:
+            await queries.drop_findings(conn, run=run.id, what=str(What.MONEY))
+            await save_findings(run, self.money.findings)
 
     async def _stripe_clock(self) -> Seconds:
         """What time it is at Stripe."""
@@ -343,6 +344,8 @@ class Reconciliation:
         await healing.heal(self.heard_since, self.matched)
         await self._stage("verify")
         self.unhealed, self.waiting = await healing.verify()
+        left = await self.run.conn.fetch(queries.drifting.sql, self.run.id, [str(w) for w in DRIFT])
+        await self._balance({row["object"]: What(row["what"]) for row in left if not row["healed"]})
         self.served, self.why = healing.served, [*self.why, *healing.why]
 
     # --- the report ---------------------------------------------------------------------------------------------------

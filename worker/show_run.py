@@ -63,7 +63,7 @@ def plan_page(report: Report) -> None:
     )
     _print(
         _headline(report, "THE PLAN", "Nothing of this has been done; no object at Stripe was changed.")
-        if report.dry_run
+        if report.dry_run or report.exit == 2
         else _beginning(),
         _facts_of(report),
         *_unread(report),

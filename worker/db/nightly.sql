@@ -200,7 +200,10 @@ on conflict (realm, customer) do update set due_at = least(wakeups.due_at, exclu
 select id, object, what from findings where run = :run and class = 'auto' and id > :after order by id limit :batch;
 
 -- name: drifting
-select object, what from findings where run = :run and what = any(:drift::text[]);
+select object, what, healed from findings where run = :run and what = any(:drift::text[]);
+
+-- name: drop_findings!
+delete from findings where run = :run and what = :what;
 
 -- name: findings_to_wake
 select distinct customer from findings where run = :run and what = any(:whats::text[]);

@@ -103,7 +103,7 @@ create table found (
 );
 comment on table found is 'What Stripe says of objects that the books do not have, or have otherwise: staged by the scan, healed through the one door.';
 create index found_customer on found (run, customer);
-create index found_to_heal on found (run, id) where state = 'heal';
+create index found_to_heal on found (run, customer, id) where state = 'heal';
 
 create table unheard (
     run       text collate "C" not null references runs (id) on delete cascade,
