@@ -16,13 +16,15 @@ from rich.table import Table
 
 from bench.api import api
 from bench.intake import intake
+from bench.judge import judge
 from bench.judged import judged
+from bench.scan import scan
 from worker.db.migrations import migrate
 from worker.embedded import embedded_servers
 
 Benchmark = Callable[[str, str, float], Awaitable[list[dict[str, Any]]]]
 
-BENCHMARKS: tuple[Benchmark, ...] = (intake, judged, api)
+BENCHMARKS: tuple[Benchmark, ...] = (intake, judged, api, scan, judge)
 """Each gets (database_url, redis_url, seconds of one round) and gives the entries of the report."""
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import stripe
@@ -30,6 +31,12 @@ SECRET = web.AppKey("secret", str)
 
 def tell(port: int | None) -> None:
     print(json.dumps({"port": port, "cpu_s": time.process_time()}), flush=True)
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process held since it began. (What `getrusage` tells is its parent's, where that is more.)"""
+    told = Path("/proc/self/status").read_text(encoding="ascii")
+    return round(int(told.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
 
 async def bare(request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ import msgspec
 
 from handlers.customer import (
     AnyFact,
+    BalanceRead,
     Charge,
     CheckoutSession,
     Customer,
@@ -25,6 +26,7 @@ from handlers.customer import (
     PaymentIntent,
     Refund,
     Seconds,
+    SessionLines,
     Subscription,
     SubscriptionSchedule,
     at,
@@ -129,6 +131,8 @@ def from_the_future(here: AnyFact, at_stripe: AnyFact, now_s: Seconds) -> bool:
 
 def silent(told: AnyFact) -> bool:
     """Whether Stripe sends none of the events we hear about an object in this state, so that lacking it is no drift."""
+    if isinstance(told, BalanceRead | SessionLines):
+        return True  # an answer to a look-up: there is no event of it at all
     return getattr(told, "status", None) in _SILENT_STATES.get(type(told), ())
 
 

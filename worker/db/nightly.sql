@@ -148,16 +148,15 @@ select event_id from inbox where event_id = any(:event_ids::text[]);
 
 -- name: unjudged_overlaps
 -- Persons with payments whose paid periods of one thing overlap, and that no decision is about: whether they are copies is for
--- the rules to say. One pass over all paid periods, with one window: every further one costs as much as the first.
-select distinct p.person from (
-    select person, charge, period_start, last_value(charge) over w as before, last_value(period_end) over w as before_ended,
-           max(period_end) over w as ended
-    from paid_periods where realm = :realm
-    window w as (partition by person, thing order by period_start rows between unbounded preceding and 1 preceding)
-) p
-where p.ended > p.period_start
-  and not exists (select from decisions d where d.realm = :realm
-                  and d.subject in (p.charge, case when p.before_ended > p.period_start then p.before end));
+-- the rules to say. One pass over all paid periods, with one window: a further one would cost as much as the first.
+select distinct person from (
+    select person, period_start, max(period_end) over (
+        partition by person, thing order by period_start rows between unbounded preceding and 1 preceding) as ended
+    from paid_periods p
+    where realm = :realm
+      and not exists (select from decisions d where d.realm = :realm and d.subject = p.charge and d.clause = '4.3')
+) each
+where ended > period_start;
 
 -- name: decided_subjects
 select distinct subject from decisions where realm = :realm and subject = any(:subjects::text[]);
