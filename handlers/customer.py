@@ -536,6 +536,25 @@ def decode(body: bytes | str) -> AnyFact:
     return fact
 
 
+class _Tag(msgspec.Struct):
+    kind: str = ""
+
+
+_tag_decoder = msgspec.json.Decoder(_Tag)
+KINDS = frozenset(str(kind.__struct_config__.tag) for kind in AnyFact.__args__)
+"""The kinds of facts that this release knows."""
+
+
+def decode_known(body: bytes | str) -> AnyFact | None:
+    """As `decode`; None for a kind that only a newer release knows, which may run beside this one during a deploy."""
+    try:
+        return decode(body)
+    except msgspec.ValidationError:
+        if _tag_decoder.decode(body).kind in KINDS:
+            raise
+        return None
+
+
 def fold(known: F, told: F) -> F:
     """One fact from two about the same object: the later telling, with the links that either has.
 

@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from handlers.account import Account
-from handlers.customer import CustomerFile, CustomerId, Dispute, EarlyFraudWarning, Fact, Refund, at, decode
+from handlers.customer import CustomerFile, CustomerId, Dispute, EarlyFraudWarning, Fact, Refund, at, decode_known
 from handlers.decisions import Acted, ActionKind, Decision, Judgement, Money, Verdict
 from handlers.judgement import Ours, judge_person
 from handlers.payments import Contest, Payment, payments_of
@@ -55,7 +55,8 @@ async def open_book(conn: Connection, court: Court, realm: str, customer: str) -
     customers = sorted({customer} | {row["customer"] for row in kin})
     facts: dict[CustomerId, list[Fact]] = defaultdict(list, {CustomerId(c): [] for c in customers})
     for row in await fetch(conn, queries.load_objects, realm=realm, customers=customers):
-        facts[row["customer"]].append(decode(row["body"]))
+        if (fact := decode_known(row["body"])) is not None:
+            facts[row["customer"]].append(fact)
     file = CustomerFile(fact for theirs in facts.values() for fact in theirs)
     now: datetime = await queries.moment_of(conn, realm=realm)
     subjects = sorted(

@@ -23,7 +23,7 @@ from handlers.cases import (
     evaluate,
     read_request,
 )
-from handlers.customer import CustomerFile, CustomerId, decode
+from handlers.customer import CustomerFile, CustomerId, decode_known
 from handlers.decisions import Decision, Money, Verdict
 from handlers.terms import CaseTerms, Policy
 from worker.db import Connection, queries
@@ -102,7 +102,8 @@ async def _known(conn: Connection, realm: str, request: CaseRequest) -> Known | 
     customer = await _owner(conn, realm, request)
     kin = await fetch(conn, queries.kin, customers=[customer], realm=realm) if customer else []
     customers = sorted({customer or ""} | {row["customer"] for row in kin})
-    facts = [decode(row["body"]) for row in await fetch(conn, queries.load_objects, realm=realm, customers=customers)]
+    rows = await fetch(conn, queries.load_objects, realm=realm, customers=customers)
+    facts = [fact for row in rows if (fact := decode_known(row["body"])) is not None]
     if customer is None or not facts:
         return None
     file = CustomerFile(facts)

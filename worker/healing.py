@@ -187,8 +187,12 @@ class Healing:
         now: datetime = await queries.moment_of(run.conn, realm=run.realm)
         still, waiting = await check_books(run.conn, run.realm, now)
         stands = {finding.id for finding in still if finding.class_ is Class.AUTO}
-        async with run.transaction():  # what only came to light with what was healed is for a person, too
+        async with run.transaction() as conn:
+            # what only came to light with what was healed is for a person, too; what was settled by it is not any more
             await save_findings(run, (finding for finding in still if finding.class_ is Class.ASK))
+            await queries.drop_settled(
+                conn, run=run.id, whats=[str(what) for what in _STANDING], ids=[finding.id for finding in still]
+            )
         after = ""
         while rows := await run.conn.fetch(queries.auto_findings.sql, run.id, after, ROWS):
             after = rows[-1]["id"]
@@ -224,6 +228,15 @@ class Healing:
         return unhealed, waiting
 
 
+_STANDING = (
+    What.EVENT_DEAD,
+    What.ACTION_IN_DOUBT,
+    What.REFUND_UNCONFIRMED,
+    What.REFUND_DIFFERS,
+    What.CHARGED_AFTER_END,
+    What.OUT_OF_POLICY,
+)
+"""For a person as long as they stand; looked at before healing and after it."""
 _WOKEN = (What.TRIAL_OVERDUE, What.CREDITS_OVERDUE, What.COPY_UNJUDGED)
 _KINDS_BY_PREFIX = {
     "ch_": "charge",

@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 
 from handlers.account import Outage
-from handlers.customer import CustomerId, Fact, Seconds, decode, fold
+from handlers.customer import CustomerId, Fact, Seconds, decode, decode_known, fold
 from handlers.decisions import Acted, ActionKind, Judgement
 from handlers.judgement import Ours, judge_person
 from handlers.terms import Policy
@@ -86,8 +86,8 @@ async def persons_of(
     facts: dict[str, dict[str, Fact]] = defaultdict(dict)
     if books:
         for row in await conn.fetch(queries.load_objects.sql, realm, theirs):
-            fact = decode(row["body"])
-            facts[row["customer"]][fact.id] = fact
+            if (fact := decode_known(row["body"])) is not None:
+                facts[row["customer"]][fact.id] = fact
     for row in await conn.fetch(queries.laid_over.sql, run, theirs) if run else []:
         told, shelf = decode(row["body"]), facts[row["customer"]]
         known = shelf.get(told.id)

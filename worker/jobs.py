@@ -24,7 +24,7 @@ import msgspec
 import structlog
 from arq.worker import Worker, func
 
-from handlers.customer import AnyFact, decode
+from handlers.customer import AnyFact, decode_known
 from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
 from worker import errors
 from worker.cases import alert_cases
@@ -217,7 +217,8 @@ class WorkerProcess:
             found = await conn.fetch(queries.found_orphans.sql, 200)
         orphans: dict[str, list[AnyFact]] = defaultdict(list)
         for row in found:
-            orphans[row["realm"]].append(decode(row["body"]))
+            if (orphan := decode_known(row["body"])) is not None:
+                orphans[row["realm"]].append(orphan)
         for realm, facts in sorted(orphans.items()):
             if not await self._sweep(realm, facts):
                 for fact in facts:  # one of them cannot be judged: the others shall not wait for it
@@ -262,7 +263,15 @@ class WorkerProcess:
             await queries.beat(conn, id=self.id, role="worker", detail=detail)
 
     async def _nightly_once(self) -> None:
-        await run_if_due(self.pool, self.gateway, self.settings, self.court)
+        """A run that is under way when the process is told to stop is let go at once: the next one goes on where it was."""
+        running = asyncio.create_task(run_if_due(self.pool, self.gateway, self.settings, self.court))
+        stop = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait((running, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not running.done():
+            running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
 
     async def _notices_once(self) -> None:
         while not self.stopping.is_set() and await self.notices.send_due():

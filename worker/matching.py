@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
-from handlers.customer import AnyFact, Charge, CustomerFile, Fact, Seconds, at, decode
+from handlers.customer import AnyFact, Charge, CustomerFile, Fact, Seconds, at, decode, decode_known
 from handlers.decisions import Money
 from handlers.events import Unreadable, parse_event
 from handlers.projection import moved, projected
@@ -44,11 +44,17 @@ async def project_older_rows(run: Run) -> int:
     """Give rows that an earlier release wrote their digest and what else stands beside the bytes. Returns how many had none."""
     done = 0
     while rows := await run.conn.fetch(queries.undigested.sql, run.realm, ROWS):
-        beside = [(row["id"], *projected(decode(row["body"]))) for row in rows]
+        beside = [(row["id"], *_beside(row["body"])) for row in rows]
         async with run.transaction() as conn:
             await conn.execute(queries.project_objects.sql, *columns(beside), run.realm)
         done += len(rows)
     return done
+
+
+def _beside(body: bytes) -> tuple[Seconds | None, int, int | None, str | None, bool]:
+    """The columns beside a row's bytes; of a newer release's kind nothing but that it was looked at."""
+    fact = decode_known(body)
+    return (None, 0, None, None, False) if fact is None else projected(fact)
 
 
 async def find_owners(run: Run) -> None:
@@ -113,7 +119,7 @@ class Matcher:
         here = {row["id"] for row in rows}
         if strangers := [row["id"] for row in staged if row["id"] not in here]:
             rows += await self.run.conn.fetch(queries.load_objects_by_id.sql, self.run.realm, strangers)
-        return {row["id"]: (row["customer"], decode(row["body"])) for row in rows}
+        return {r["id"]: (r["customer"], fact) for r in rows if (fact := decode_known(r["body"])) is not None}
 
     async def _match(self, staged: Sequence[asyncpg.Record], books: _Books) -> None:
         told = {row["id"]: decode(row["body"]) for row in staged}

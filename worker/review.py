@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import asyncpg
 import msgspec
 
-from handlers.customer import Charge, CustomerFile, Seconds, decode
+from handlers.customer import Charge, CustomerFile, Seconds, decode, decode_known
 from handlers.decisions import ActionKind, Decision, Money, Verdict
 from handlers.payments import payments_of
 from handlers.terms import Policy
@@ -384,7 +384,7 @@ async def _left_on(conn: Connection, case: Case, charge: str) -> Money:
     rows = await fetch(conn, queries.owners, realm=case.realm, ids=[charge])
     customers = [row["customer"] for row in rows]
     loaded = await fetch(conn, queries.load_objects, realm=case.realm, customers=customers)
-    file = CustomerFile(decode(row["body"]) for row in loaded)
+    file = CustomerFile(fact for row in loaded if (fact := decode_known(row["body"])) is not None)
     for payment in payments_of(file, frozenset(), test_clocks=True):
         if payment.id == charge:
             return Money(payment.left_minor, payment.currency)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from handlers.customer import AnyFact, Charge, CustomerFile, Refund, customer_of, decode, encode, fold
+from handlers.customer import AnyFact, Charge, CustomerFile, Refund, customer_of, decode_known, encode, fold
 from handlers.decisions import Decision
 from handlers.identity import link_keys
 from handlers.news import refund_news
@@ -64,7 +64,8 @@ async def settle(
     if waiting := await connection.fetch(queries.waiting_for.sql, realm, list(facts), guests):
         for row in waiting:
             left.update([row["customer"]] if row["customer"] else [])
-            orphan = decode(row["body"])
+            if (orphan := decode_known(row["body"])) is None:
+                continue
             facts[orphan.id] = fold(orphan, facts[orphan.id]) if orphan.id in facts else orphan
         owned = await _owners(connection, realm, facts)
     woken = sorted(wake)
@@ -195,7 +196,8 @@ async def _locked_files(
     if strangers := [id_ for id_ in facts if id_ not in loaded]:
         rows += await connection.fetch(queries.load_objects_by_id.sql, realm, strangers)
     for row in rows:
-        fact = decode(row["body"])
+        if (fact := decode_known(row["body"])) is None:
+            continue  # a newer release's, which runs beside this one: it stays as it is
         files.facts[fact.id], files.bodies[fact.id], files.versions[fact.id] = fact, row["body"], row["version"]
         if row["customer"] is not None:
             files.owners[fact.id] = row["customer"]

@@ -583,3 +583,21 @@ async def test_a_history_told_one_fact_at_a_time_is_the_history_told_at_once(poo
                 await settle(conn, court(), realm, part)
         ends.append(await tables(pool, realm))
     assert ends[0] == ends[1] == ends[2]
+
+
+async def test_a_kind_of_object_that_only_a_newer_release_knows_stops_nobody_and_stays(pool: Pool) -> None:
+    history = History()
+    customer = history.customer()
+    history.subscribe(0)
+    history.subscribe(MINUTE)
+    body = b'{"kind":"invention","id":"xx_1","as_of":1,"spark":true}'
+    await pool.execute(
+        "insert into objects (realm, id, kind, customer, as_of, body) values ('test', 'xx_1', 'invention', $1, 1, $2)",
+        customer,
+        body,
+    )
+    facts: list[AnyFact] = list(history.tellings)  # type: ignore[arg-type]  # a History tells only facts of this union
+    async with transaction(pool) as conn:
+        await settle(conn, court(), "test", facts)
+    assert await pool.fetchval("select count(*) from decisions where verdict = 'refund'") == 1
+    assert await pool.fetchval("select body from objects where id = 'xx_1'") == body

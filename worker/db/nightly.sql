@@ -204,6 +204,9 @@ select object, what, healed from findings where run = :run and what = any(:drift
 -- name: drop_findings!
 delete from findings where run = :run and what = :what;
 
+-- name: drop_settled!
+delete from findings where run = :run and class = 'ask' and what = any(:whats::text[]) and not (id = any(:ids::text[]));
+
 -- name: findings_to_wake
 select distinct customer from findings where run = :run and what = any(:whats::text[]);
 
