@@ -62,6 +62,8 @@ _FIELDS: dict[type[Fact], tuple[str, ...]] = {
 }
 """Fields whose difference is a finding. Others are taken in silently."""
 
+_PERSONAL = frozenset(["email_hash", "client_reference_id"])
+"""Fields whose values are not told: a hash of an address can be tried out, and apps put addresses into the other."""
 _TIMES = frozenset(
     ["created", "cancel_at", "ended_at", "trial_start", "trial_end", "ends_at", "due_by", "paid_at", "canceled_at"]
 )
@@ -153,6 +155,9 @@ def differences(here: AnyFact, at_stripe: AnyFact, file: CustomerFile) -> tuple[
             continue  # a link that some API shape does not tell is no difference
         if name == "status" and silent(at_stripe):
             continue
+        if name in _PERSONAL and ours and theirs:
+            found.append(Difference(name, "one", "another"))
+            continue
         found.append(Difference(name.removesuffix("_minor"), _said(name, ours), _said(name, theirs)))
     match here, at_stripe:
         case Charge(), Charge():
@@ -229,6 +234,8 @@ def _said(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name in _PERSONAL:
+        return "one"
     if name in _TIMES:
         return _moment(value)
     if name == "items":

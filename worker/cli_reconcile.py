@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +19,7 @@ from worker.db import connect_pool, connection
 from worker.db.migrations import current_revision, is_pending
 from worker.desk import NoDatabase, settings_of_environment, with_database
 from worker.errors import FinalsaleError
-from worker.log import configure
+from worker.log import configure, get_logger
 from worker.options import Json
 from worker.settings import Settings
 
@@ -49,18 +52,29 @@ def reconcile(
 
     try:
         report = asyncio.run(_run(settings_of_environment(), since, until, dry_run=dry_run, quiet=as_json))
+        try:
+            if as_json:
+                show.json_document(report)
+            else:
+                show_run.page_of(report)(report)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read us has seen enough; the exit code stands
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if html:
             report_pages.write_html(report, html)
         if csv:
             report_pages.write_csv(report, csv)
     except FinalsaleError as error:
-        sys.stderr.write(f"finalsale: {show.plain(str(error)).plain}\n")
-        return FAILED
-    if as_json:
-        show.json_document(report)
-    else:
-        show_run.page_of(report)(report)
+        return _failed(str(error))
+    except Exception as error:  # 1 would say that a person must act on a report; there is none
+        get_logger().error("command.failed", exc_info=error)
+        return _failed(f"This failed in a way nobody expected ({type(error).__name__}); the line above says where.")
     return report.exit
+
+
+def _failed(sentence: str) -> int:
+    sys.stderr.write(f"finalsale: {show.plain(sentence).plain}\n")
+    return FAILED
 
 
 async def _run(settings: Settings, since: str, until: str | None, *, dry_run: bool, quiet: bool) -> Report:
@@ -73,7 +87,7 @@ async def _run(settings: Settings, since: str, until: str | None, *, dry_run: bo
         configure(settings.log, errors_only=True)  # a person watches the bar; the lines would tear it
     words = f"since {since}" + (f" until {until}" if until else "")
     asked = Asked(kind="asked", words=words, windows=_window(since, until), dry_run=dry_run)
-    async with with_database(settings) as served:
+    async with _books(settings, dry_run=dry_run) as served:
         pool = await connect_pool(
             served.database_dsn(), role="cli", max_size=6, statement_timeout_s=60, lock_timeout_s=15
         )
@@ -104,6 +118,21 @@ async def _run(settings: Settings, since: str, until: str | None, *, dry_run: bo
         finally:
             pool.terminate()
             await worker.gateway.aclose()
+
+
+@asynccontextmanager
+async def _books(settings: Settings, *, dry_run: bool) -> AsyncIterator[Settings]:
+    """The database; for a first look without DATABASE_URL an embedded one, made here and migrated."""
+    if not dry_run or settings.database_url is not None:
+        async with with_database(settings) as served:
+            yield served
+        return
+    from worker.db.migrations import migrate
+    from worker.embedded import embedded_servers
+
+    async with embedded_servers(settings.state_dir, valkey=False) as servers:
+        await migrate(servers.database_url)
+        yield settings.with_servers(servers.database_url, settings.redis_dsn())
 
 
 def _window(since: str, until: str | None) -> Windows:

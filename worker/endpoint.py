@@ -336,6 +336,10 @@ async def fix_endpoint(
     without it none is created. Raises CannotFix, StripeRefused, StripeUnavailable, OutcomeUnknown.
     Source: docs.stripe.com/api/webhook_endpoints/update.
     """
+    if public_url(settings) is None:
+        raise CannotFix(
+            "Set FINALSALE_PUBLIC_URL to where Stripe reaches this deployment: no other program's endpoint shall be changed."
+        )
     heard = await read_endpoints(gateway, settings)
     if not heard.ours:
         return [await _create(gateway, settings, show_secret)]

@@ -18,7 +18,7 @@ import structlog
 from handlers.customer import AnyFact, CustomerFile, Seconds, decode
 from reconcile.compare import Matter, compare
 from reconcile.findings import Class, What
-from reconcile.report import Waiting
+from reconcile.report import SHOWN, Waiting
 from worker.checks import check_books
 from worker.db import Connection, Pool, queries, transaction
 from worker.drain import is_about_these
@@ -29,7 +29,9 @@ from worker.matching import Matched, save_findings
 from worker.runs import Run
 from worker.settle import Overtaken, settle
 
-BATCH = 200
+BATCH = 20
+"""Customers that are healed in one transaction."""
+FACTS_AT_MOST = 5_000
 ROWS = 2_000
 HEAL_WITHIN_S = 900.0
 SEND_WITHIN_S = 120.0
@@ -69,13 +71,13 @@ async def _heal(
                 claimed = await (
                     conn.fetch(queries.claim_to_heal_these.sql, only[0], [only[1]])
                     if only
-                    else conn.fetch(queries.claim_to_heal.sql, batch)
+                    else conn.fetch(queries.claim_to_heal.sql, batch, FACTS_AT_MOST)
                 )
                 await _settle(conn, court, claimed)
             return len(claimed), []
         except (Overtaken, asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
             if attempt == 3:
-                break
+                return 0, []  # says nothing against the facts: they wait for the next look
         except DatabaseUnavailable as error:
             if not is_about_these(error.__cause__):
                 raise
@@ -117,7 +119,8 @@ class Healing:
         alive = self.served = bool(await queries.live_workers(run.conn))
         if not alive:
             self.why.append(
-                "No worker is running: what was found was taken in here, and nothing is sent to Stripe until one runs."
+                f"No worker is running: what was found was taken in and judged here (policy {self.court.policy.version[-1].id},"
+                f" refunds {self.court.refunds}), and nothing is sent to Stripe until one runs."
             )
         await self._store_unheard(heard_since)
         rows = await run.conn.fetch(queries.findings_to_wake.sql, run.id, [str(w) for w in _WOKEN])
@@ -164,14 +167,14 @@ class Healing:
             if not alive and self.serve is not None:
                 await self.serve()
             row = (await self.run.conn.fetch(queries.still_to_heal.sql, self.run.id, self.run.realm, customers))[0]
-            waits = row["facts"] + row["events"] + row["wakeups"] + row["lookups"]
+            waits = [name for name in ("facts", "events", "wakeups", "lookups") if row[name]]
             sends = row["actions"] if alive and self.court.refunds == "auto" else 0
             elapsed = time.monotonic() - began
             if not waits and (not sends or elapsed > SEND_WITHIN_S):
                 return
             if elapsed > HEAL_WITHIN_S:
                 self.why.append(
-                    f"After {HEAL_WITHIN_S / 60:.0f} minutes {waits} things still wait to be taken in: is a worker running?"
+                    f"After {HEAL_WITHIN_S / 60:.0f} minutes {' and '.join(waits)} still wait to be worked on: is a worker running?"
                 )
                 return
             if alive or not waits:
@@ -183,7 +186,13 @@ class Healing:
         What is as Stripe says is healed. A fact that is not makes the run incomplete; what the rules leave as it is although
         it looks overdue is a person's.
         """
-        run, unhealed = self.run, 0
+        run = self.run
+        unsettled = await run.conn.fetch(queries.unhealed_facts.sql, run.id, SHOWN)
+        async with run.transaction():
+            for row in unsettled:
+                state = "it could not be settled" if row["state"] == "failed" else "nobody has settled it in time"
+                await run.unread("books", row["id"], f"read from Stripe, and not taken into the books: {state}")
+        unhealed = 0
         now: datetime = await queries.moment_of(run.conn, realm=run.realm)
         still, waiting = await check_books(run.conn, run.realm, now)
         stands = {finding.id for finding in still if finding.class_ is Class.AUTO}

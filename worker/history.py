@@ -82,7 +82,8 @@ async def persons_of(
     links = [(row["customer"], row["key"]) for row in await conn.fetch(queries.kin.sql, seeds, realm)]
     groups = joined(links, {*seeds, *(customer for customer, _ in links)})
     theirs = sorted(set().union(*groups) - seen)
-    seen.update(theirs)
+    # whoever is alone cannot be met again: batches have no customer in common
+    seen.update(customer for group in groups if len(group) > 1 for customer in group)
     facts: dict[str, dict[str, Fact]] = defaultdict(dict)
     if books:
         for row in await conn.fetch(queries.load_objects.sql, realm, theirs):

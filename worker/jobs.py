@@ -29,6 +29,7 @@ from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
 from worker import errors
 from worker.cases import alert_cases
 from worker.db import Pool, connect_pool, connection, queries, transaction
+from worker.db.migrations import KNOWN_REVISIONS
 from worker.drain import drain, is_about_these
 from worker.errors import DatabaseUnavailable
 from worker.healing import heal_due
@@ -259,7 +260,7 @@ class WorkerProcess:
 
     async def _beat_once(self) -> None:
         async with connection(self.pool) as conn:
-            detail = f"{socket.gethostname()} pid {os.getpid()}, {'rung' if self.rung else 'polling'}, refunds {self.settings.refunds}, policy {self.settings.policy or 'shipped'}"
+            detail = f"{socket.gethostname()} pid {os.getpid()}, {'rung' if self.rung else 'polling'}, refunds {self.settings.refunds}, policy {self.settings.policy or 'shipped'}, schema {KNOWN_REVISIONS[-1]}"
             await queries.beat(conn, id=self.id, role="worker", detail=detail)
 
     async def _nightly_once(self) -> None:

@@ -44,7 +44,7 @@ async def project_older_rows(run: Run) -> int:
     """Give rows that an earlier release wrote their digest and what else stands beside the bytes. Returns how many had none."""
     done = 0
     while rows := await run.conn.fetch(queries.undigested.sql, run.realm, ROWS):
-        beside = [(row["id"], *_beside(row["body"])) for row in rows]
+        beside = [(row["id"], row["as_of"], *_beside(row["body"])) for row in rows]
         async with run.transaction() as conn:
             await conn.execute(queries.project_objects.sql, *columns(beside), run.realm)
         done += len(rows)

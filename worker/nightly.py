@@ -15,7 +15,7 @@ from worker.db import Pool, connection, queries, transaction
 from worker.errors import FinalsaleError
 from worker.gaps import close_gaps, name_gaps, open_gaps
 from worker.judging import Court
-from worker.reconciliation import RUN_ALERT, Asked, Reconciliation, Windows
+from worker.reconciliation import NIGHT, RUN_ALERT, Asked, Reconciliation, Windows
 from worker.runs import AnotherRun
 from worker.settings import Settings
 from worker.stripe_gateway import StripeGateway
@@ -45,7 +45,7 @@ async def run_if_due(pool: Pool, gateway: StripeGateway, settings: Settings, cou
     missed = min(tonight - int(last.timestamp()) // DAY, ROUND) if last else 1
     asked = Asked(
         kind="nightly",
-        words=f"night of {due_at:%Y-%m-%d}",
+        words=f"{NIGHT}{due_at:%Y-%m-%d}",
         windows=lambda upper, since: nightly(upper, since, range(tonight - missed + 1, tonight + 1)),
     )
     reports: list[Report] = []
@@ -60,6 +60,9 @@ async def run_if_due(pool: Pool, gateway: StripeGateway, settings: Settings, cou
             await _failed(pool, realm, due_at, str(error))
             log.error("nightly.failed", realm=realm, error=str(error))
             return reports
+        except Exception as error:  # a mistake of ours must not pass for a night that was never due
+            await _failed(pool, realm, due_at, f"it failed in a way nobody expected ({type(error).__name__})")
+            raise
     state = "incomplete" if any(report.result == "incomplete" for report in reports) else "done"
     told = "; ".join(
         f"{r.run} {r.result}: drift {r.drift}, healed {r.healed}, unread {r.unread_total}" for r in reports
@@ -88,7 +91,7 @@ async def _gaps(
     for realm in realms:
         async with connection(pool) as conn:
             gaps = await open_gaps(conn, realm)
-        if not gaps:
+        if not gaps or await _tried_lately(pool, realm):
             continue
         await name_gaps(pool, gateway, realm)
         windows = merged(gap.window for gap in gaps)
@@ -102,6 +105,12 @@ async def _gaps(
         except FinalsaleError as error:  # the gap stays open, and is tried again with the next look
             log.warning("gap.unread", realm=realm, error=str(error))
     return reports
+
+
+async def _tried_lately(pool: Pool, realm: str) -> bool:
+    """Whether a gap was read, or tried to be, within the last minutes: what Stripe refuses is not asked for every minute."""
+    async with connection(pool) as conn:
+        return bool(await queries.gap_run_lately(conn, realm=realm))
 
 
 def _over(windows: tuple[Window, ...]) -> Windows:

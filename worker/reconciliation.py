@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol, TypeAlias
 
+import asyncpg
 import msgspec
 import structlog
 
@@ -24,9 +25,9 @@ from reconcile.money import MoneyOfRun
 from reconcile.report import SHOWN, Report, result_of
 from reconcile.windows import ALIVE, EVENTS_KEPT, GRACE, LISTS, ScanPlan, Window, merged, scan_plan
 from worker.checks import check_books, money_of, unknown_sources
-from worker.db import Pool, connection, queries, transaction
+from worker.db import UNAVAILABLE, Pool, connection, queries, transaction
 from worker.endpoint import check_endpoint, endpoint_findings
-from worker.errors import SettingsInvalid, StripeRefused, StripeUnavailable
+from worker.errors import DatabaseUnavailable, SettingsInvalid, StripeRefused, StripeUnavailable
 from worker.healing import Healing
 from worker.inbox import unpack
 from worker.judging import Court
@@ -41,7 +42,7 @@ from worker.matching import (
 )
 from worker.planning import READABLE, Planned, Planner
 from worker.runs import certificate, open_run, unread_of
-from worker.scan import late_objects, read_moves, reread, scan
+from worker.scan import UNSHOWN, late_objects, read_moves, reread, scan
 from worker.settings import Settings
 from worker.stripe_gateway import StripeGateway
 from worker.unjudged import unjudged_copies
@@ -49,7 +50,7 @@ from worker.unjudged import unjudged_copies
 ROWS = 2_000
 PERSONS = 200
 STRANGERS_AT_MOST = 20
-"""So many objects may be unknown at Stripe before it is asked whose account this is."""
+"""So many objects may be unknown at Stripe, beside others that it knows, before it is asked whose account this is."""
 UNSEEN_AT_MOST = 5_000
 """Rows of the books within the windows that Stripe's lists did not show; more is another account, and nothing to read one by one."""
 LOOK_UP_ROUNDS = 3
@@ -60,6 +61,8 @@ POLL_S = 0.5
 AHEAD_S = 300
 """So far a row's telling may lie ahead of Stripe's clock before it is held to be wrong."""
 RUN_ALERT = "nightly run"
+NIGHT = "night of "
+"""How the words of the nightly run begin; a gap's begin otherwise, and say nothing of the night."""
 
 log = structlog.get_logger()
 
@@ -138,9 +141,21 @@ class Reconciliation:
         started = time.time()
         self.requests_before = self.gateway.budget.requests, self.gateway.budget.rate_limited
         dsn = self.settings.database_dsn()
+        try:
+            return await self._run(started, dsn)
+        except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+            raise DatabaseUnavailable(f"Postgres failed in the middle of the run ({type(error).__name__})") from error
+
+    async def _run(self, started: float, dsn: str) -> Report:
         asked = self.asked
         async with open_run(
-            dsn, self.realm, kind=asked.kind, asked=asked.words, dry_run=asked.dry_run, plan=self._plan
+            dsn,
+            self.realm,
+            kind=asked.kind,
+            asked=asked.words,
+            dry_run=asked.dry_run,
+            plan=self._plan,
+            key=self.gateway.key_hash,
         ) as run:
             log.info("run.began", run=run.id, resumed=run.resumed, dry_run=run.dry_run, asked=asked.words)
             self.run = run
@@ -187,19 +202,18 @@ class Reconciliation:
         try:
             if self.heard_since:
                 self.late |= await late_objects(self.gateway, run.plan.upper, run.account)
+                async with run.transaction() as conn:
+                    await queries.forgive_objects(conn, run=run.id, ids=[f"{run.plan.upper}.."], but=UNSHOWN)
         except (StripeRefused, StripeUnavailable) as error:
             async with run.transaction():
                 await run.unread("events", f"{run.plan.upper}..", str(error))
         await self._reread()
 
     async def _forgive(self) -> dict[str, str]:
-        """Objects that an earlier attempt could not read: this one asks again, so they are not unread any more. Id -> kind."""
-        rows = await self.run.conn.fetch(queries.unread_objects.sql, self.run.id)
+        """Objects that an earlier attempt could not read: this one asks again. Id -> kind. `reread` forgives what it has read."""
+        rows = await self.run.conn.fetch(queries.unread_objects.sql, self.run.id, UNSHOWN)
         again = {row["what"]: LISTS[row["list"]].kind for row in rows if row["list"] in LISTS}
-        again = {id_: kind for id_, kind in again.items() if kind in READABLE}
-        async with self.run.transaction() as conn:
-            await queries.forgive_objects(conn, run=self.run.id, ids=list(again))
-        return again
+        return {id_: kind for id_, kind in again.items() if kind in READABLE}
 
     async def _settle_backlog(self) -> None:
         """What has arrived is worked on before anything is compared; what is still waiting then is in flight."""
@@ -254,7 +268,8 @@ class Reconciliation:
         """Mark what Stripe does not know; what it knows and did not list makes the list unbelievable."""
         run, lost = self.run, {id_ for _, id_ in gone}
         shared = await queries.shared_objects(run.conn, realm=self.realm, run=run.id, most=len(lost) + 1)
-        if len(lost) > max(shared, STRANGERS_AT_MOST):
+        if lost and (not shared or len(lost) > max(shared, STRANGERS_AT_MOST)):
+            await run.disown()
             raise SettingsInvalid(
                 f"Stripe knows {shared} of the objects in these books and does not know {len(lost)}: STRIPE_API_KEY is another"
                 " account's, or DATABASE_URL another's books. Nothing was taken in."
@@ -275,8 +290,7 @@ class Reconciliation:
                 kind = str(fact.__struct_config__.tag)
                 on_clock = getattr(fact, "test_clock", False) or getattr(fact, "customer", None) in hidden
                 if id_ not in lost and kind != "customer" and not on_clock:
-                    why = "Stripe has it and the list over its time did not show it"
-                    await run.unread(next(name for name in LISTS if LISTS[name].kind == kind), id_, why)
+                    await run.unread(next(name for name in LISTS if LISTS[name].kind == kind), id_, UNSHOWN)
 
     async def _hidden_customers(self, bodies: Iterable[bytes]) -> set[str]:
         """Customers on a test clock: Stripe's lists leave them and theirs out."""
@@ -432,7 +446,7 @@ class Reconciliation:
                     subject=run.id,
                     sentence=sentence,
                 )
-            elif self.asked.kind == "nightly":
+            elif self.asked.words.startswith(NIGHT):
                 await queries.resolve_run_alert(conn, realm=self.realm, cause=RUN_ALERT)
         if state == "done" and not run.dry_run:
             async with run.transaction() as conn:

@@ -96,6 +96,11 @@ class Run:
         """Put down what could not be read: one such row makes the run incomplete. Inside `transaction`."""
         await queries.save_unread(self.conn, run=self.id, list=list_, what=what, why=why)
 
+    async def disown(self) -> None:
+        """Throw away all that the run read: it is not this account's. Nobody goes on with it."""
+        async with self.transaction() as conn:
+            await queries.disown_run(conn, id=self.id)
+
     async def finish(self, state: str, exit_code: int, report: bytes) -> None:
         """End the run: `done`, `incomplete` or `failed`, with its report as JSON."""
         async with self.transaction() as conn:
@@ -110,16 +115,23 @@ def kind_of(fact: AnyFact) -> str:
 
 @asynccontextmanager
 async def open_run(
-    dsn: str, realm: str, *, kind: str, asked: str, dry_run: bool, plan: Callable[[], Awaitable[ScanPlan]]
+    dsn: str,
+    realm: str,
+    *,
+    kind: str,
+    asked: str,
+    dry_run: bool,
+    plan: Callable[[], Awaitable[ScanPlan]],
+    key: str = "",
 ) -> AsyncIterator[Run]:
     """Take the lock, then take up the unfinished run of the same question, or begin a new one with what `plan` says.
 
-    Raises AnotherRun, DatabaseUnavailable. Leaving the block frees the lock, whatever the run came to.
+    `key` is a hash of the API key: only a run of the same one is taken up. Raises AnotherRun, DatabaseUnavailable. Leaving the block frees the lock, whatever the run came to.
     """
     lock = lock_number(f"{realm} nightly run")
     conn = await _connect(dsn)
     try:
-        yield await _locked(conn, lock, realm, plan, kind=kind, asked=asked, dry_run=dry_run)
+        yield await _locked(conn, lock, realm, plan, kind=kind, asked=asked, dry_run=dry_run, key=key)
     finally:
         with contextlib.suppress(*UNAVAILABLE, asyncpg.PostgresError):
             await queries.free_run_lock(conn, lock=lock)
@@ -136,12 +148,13 @@ async def _locked(
     kind: str,
     asked: str,
     dry_run: bool,
+    key: str,
 ) -> Run:
     try:
         if not await queries.try_run_lock(conn, lock=lock):
             raise await _another(conn, realm)
-        resumed = await _resumed(conn, realm, kind, asked, dry_run)
-        return resumed or await _begun(conn, realm, kind, asked, dry_run, await plan())
+        resumed = await _resumed(conn, realm, kind, asked, dry_run, key)
+        return resumed or await _begun(conn, realm, kind, asked, dry_run, key, await plan())
     except UNAVAILABLE as error:
         raise DatabaseUnavailable(f"no run could begin ({type(error).__name__})") from error
 
@@ -180,9 +193,9 @@ async def _another(conn: Connection, realm: str) -> AnotherRun:
     )
 
 
-async def _resumed(conn: Connection, realm: str, kind: str, asked: str, dry_run: bool) -> Run | None:
+async def _resumed(conn: Connection, realm: str, kind: str, asked: str, dry_run: bool, key: str) -> Run | None:
     async with conn.transaction():
-        row = await queries.resume_run(conn, realm=realm, kind=kind, asked=asked, dry_run=dry_run)
+        row = await queries.resume_run(conn, realm=realm, kind=kind, asked=asked, dry_run=dry_run, key=key)
         await queries.abandon_runs(conn, realm=realm, but=row["id"] if row else None)
     if row is None:
         return None
@@ -190,14 +203,16 @@ async def _resumed(conn: Connection, realm: str, kind: str, asked: str, dry_run:
     return Run(conn, row["id"], realm, plan, asked=asked, dry_run=dry_run, resumed=True)
 
 
-async def _begun(conn: Connection, realm: str, kind: str, asked: str, dry_run: bool, plan: ScanPlan) -> Run:
+async def _begun(conn: Connection, realm: str, kind: str, asked: str, dry_run: bool, key: str, plan: ScanPlan) -> Run:
     """A new run. What earlier ones read of Stripe has served its purpose; their certificates and findings stay."""
     id_ = f"run_{secrets.token_hex(12)}"
     for forget in (queries.forget_scanned, queries.forget_unheard, queries.forget_balance_moves, queries.forget_found):
         await forget(conn, realm=realm)
     async with conn.transaction():
         encoded = msgspec.json.encode(plan)
-        await queries.begin_run(conn, id=id_, realm=realm, kind=kind, dry_run=dry_run, asked=asked, plan=encoded)
+        await queries.begin_run(
+            conn, id=id_, realm=realm, kind=kind, dry_run=dry_run, asked=asked, key=key, plan=encoded
+        )
         cuts: Sequence[tuple[str, int, int]] = [
             (name, window.lo, window.hi) for name, windows in plan.lists.items() for window in initial_slices(windows)
         ]

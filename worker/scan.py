@@ -48,7 +48,10 @@ PAGES_AT_ONCE = 30
 """In memory or under way, half a megabyte each; those of the events come on top."""
 FIRST = "events"
 """The longest list, by far: whatever else is read, the run lasts as long as this one, so it goes ahead."""
+UNSHOWN = "Stripe has it and the list over its time did not show it"
+"""Why a list is not believed although the object was read by its id: what else it hides nobody knows."""
 REREADS_AT_ONCE = 16
+REREAD_ATTEMPTS = 3
 REREAD_BATCH = 200
 MAX_LATE_PAGES = 2_000
 UNREADABLE = (StripeRefused, StripeUnavailable, Unreadable)
@@ -341,11 +344,17 @@ async def reread(run: Run, gateway: StripeGateway, kind_ids: Sequence[tuple[str,
     slots = asyncio.Semaphore(REREADS_AT_ONCE)
 
     async def read(kind: str, id_: str) -> AnyFact | Exception:
-        async with slots:
-            try:
-                return await _read(gateway, kind, id_, run.account)
-            except UNREADABLE as error:
-                return error
+        failed: Exception | None = None
+        for _ in range(REREAD_ATTEMPTS):
+            async with slots:
+                try:
+                    return await _read(gateway, kind, id_, run.account)
+                except StripeUnavailable as error:
+                    failed = error  # the gateway has tried a few times; in thousands of reads that is not enough
+                except UNREADABLE as error:
+                    return error
+        assert failed is not None
+        return failed
 
     rest = iter(dict.fromkeys(kind_ids))
     while batch := list(islice(rest, REREAD_BATCH)):
@@ -354,6 +363,7 @@ async def reread(run: Run, gateway: StripeGateway, kind_ids: Sequence[tuple[str,
             facts = [answer for answer in answers if not isinstance(answer, Exception)]
             if facts:
                 await _save_facts(run, conn, facts)
+                await queries.forgive_objects(conn, run=run.id, ids=[fact.id for fact in facts], but=UNSHOWN)
             for (kind, id_), answer in zip(batch, answers, strict=True):
                 if isinstance(answer, StripeRefused) and answer.status == 404:
                     gone.append((kind, id_))

@@ -415,9 +415,8 @@ def _read_at_first(report: Report) -> RenderableType:
 
 
 def _next(report: Report, seen: Looked) -> RenderableType | None:
-    subject = next((one.subject for one in (*seen.duplicates, *seen.doubtful)), "ch_...")
     steps = [
-        f"Ask about any of these: finalsale explain {subject}",
+        "Everything that was found, on one page: finalsale runs show last --html look.html",
         f"Try other terms on the same history: finalsale policy diff A B --since {run_words.days_of(report)}d",
         "Connect the webhook, POST /stripe/webhook, and check it: finalsale doctor",
         "Run with FINALSALE_REFUNDS=review first: every refund waits for you. Set it to auto when you agree with it.",

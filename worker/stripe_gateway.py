@@ -8,11 +8,13 @@ unknown outcome means (stripe.com/docs/api/idempotent_requests).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -140,6 +142,8 @@ class StripeGateway:
         self._session: aiohttp.ClientSession | None = None
         self._reader: aiohttp.ClientSession | None = None
         self._key, self._base = key, settings.stripe_api_base
+        self.key_hash = hashlib.sha256(key.encode()).hexdigest()[:16]
+        """Tells one key from another; nothing can be learnt of the key from it."""
         self._client: stripe.StripeClient | None = None
 
     def _needs_key(self) -> None:
@@ -202,13 +206,13 @@ class StripeGateway:
 
     async def read_customer_balance(self, customer: CustomerId, account: str | None) -> BalanceRead:
         """A customer's balance transactions, newest first. Raises as `read`."""
-        path = f"/v1/customers/{customer}/balance_transactions"
+        path = f"/v1/customers/{quote(customer, safe='')}/balance_transactions"
         body, as_of = await self._get(path, {"limit": PAGE_LIMIT}, account)
         return read_balance(customer, [body], as_of)
 
     async def read_session_lines(self, session: SessionId, account: str | None) -> SessionLines:
         """What was bought through a Checkout session, which its events do not carry. Raises as `read`."""
-        path = f"/v1/checkout/sessions/{session}/line_items"
+        path = f"/v1/checkout/sessions/{quote(session, safe='')}/line_items"
         body, as_of = await self._get(path, {"limit": PAGE_LIMIT}, account)
         return read_session_lines(session, [body], as_of)
 
@@ -242,7 +246,9 @@ class StripeGateway:
     ) -> Reply:
         """DELETE /v1/subscriptions/…; already cancelled (404) is success. Raises as `refund`."""
         try:
-            return await self._write("delete", f"/v1/subscriptions/{subscription}", parameters, key, account)
+            return await self._write(
+                "delete", f"/v1/subscriptions/{quote(subscription, safe='')}", parameters, key, account
+            )
         except StripeRefused as refused:
             if refused.status == 404:
                 return Reply(subscription, "canceled", replayed=True)
@@ -252,7 +258,9 @@ class StripeGateway:
         self, customer: str, parameters: Mapping[str, Any], key: str, account: str | None
     ) -> Reply:
         """POST /v1/customers/…/balance_transactions. Raises as `refund`."""
-        return await self._write("post", f"/v1/customers/{customer}/balance_transactions", parameters, key, account)
+        return await self._write(
+            "post", f"/v1/customers/{quote(customer, safe='')}/balance_transactions", parameters, key, account
+        )
 
     async def stage_evidence(self, dispute: str, fields: Mapping[str, str], key: str, account: str | None) -> Reply:
         """POST /v1/disputes/… with `submit=false`, always: without it the update would be submitted for good. Raises as `refund`."""

@@ -193,7 +193,7 @@ async def test_a_lost_event_about_an_object_that_we_do_not_read_asks_for_nothing
 
 
 async def test_an_endpoint_that_sends_everything_in_our_version_is_well(settings: Settings) -> None:
-    async with Sandbox(webhook_url=URL) as stripe, at(stripe, settings) as (gateway, deployed):
+    async with Sandbox(webhook_url=URL) as stripe, at(stripe, settings, public_url=URL) as (gateway, deployed):
         checks = await check_endpoint(gateway, deployed)
         assert {check.state for check in checks} == {State.OK}
         assert endpoint_findings(checks) == []
@@ -201,7 +201,7 @@ async def test_an_endpoint_that_sends_everything_in_our_version_is_well(settings
 
 
 async def test_a_disabled_endpoint_is_found_and_enabled(settings: Settings) -> None:
-    async with Sandbox(webhook_url=URL) as stripe, at(stripe, settings) as (gateway, deployed):
+    async with Sandbox(webhook_url=URL) as stripe, at(stripe, settings, public_url=URL) as (gateway, deployed):
         own(stripe)["status"] = "disabled"
         checks = await check_endpoint(gateway, deployed)
         assert states(checks)["endpoint enabled"] is State.FAIL
@@ -213,7 +213,7 @@ async def test_a_disabled_endpoint_is_found_and_enabled(settings: Settings) -> N
 
 
 async def test_missing_types_are_named_and_added_and_nothing_of_the_merchants_is_removed(settings: Settings) -> None:
-    async with Sandbox(webhook_url=URL) as stripe, at(stripe, settings) as (gateway, deployed):
+    async with Sandbox(webhook_url=URL) as stripe, at(stripe, settings, public_url=URL) as (gateway, deployed):
         own(stripe)["enabled_events"] = [
             "payout.paid",
             *(HANDLERS.keys() - {"charge.dispute.created", "refund.failed"}),
@@ -317,7 +317,10 @@ async def test_several_urls_that_could_be_ours_are_told_and_none_is_changed(sett
 async def test_a_key_that_may_only_read_repairs_nothing_and_says_so(settings: Settings) -> None:
     async with Sandbox(webhook_url=URL) as stripe:
         own(stripe)["status"] = "disabled"
-        async with at(stripe, settings, stripe_api_key=SecretStr("rk_test_read0000")) as (gateway, deployed):
+        async with at(stripe, settings, public_url=URL, stripe_api_key=SecretStr("rk_test_read0000")) as (
+            gateway,
+            deployed,
+        ):
             with pytest.raises(CannotFix, match="write access"):
                 await fix_endpoint(gateway, deployed, None)
         assert own(stripe)["status"] == "disabled"
@@ -362,7 +365,7 @@ async def make_well(pool: Pool) -> None:
     """What a deployment has after its first night."""
     await pool.execute(
         """insert into runs (id, realm, kind, dry_run, asked, plan, state, exit_code, finished_at)
-           values ('run_1', 'test', 'nightly', false, 'nightly', '', 'done', 0, now())"""
+           values ('run_1', 'test', 'nightly', false, 'night of 2026-11-22', '', 'done', 0, now())"""
     )
     async with connection(pool) as conn:
         await store_rows(conn, [read_event(event(), "test")])
@@ -493,6 +496,7 @@ def doctor(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         "REDIS_URL": settings.redis_url.get_secret_value(),
         "STRIPE_API_KEY": "sk_test_canary0000000000",
         "STRIPE_WEBHOOK_SECRET": "whsec_canary",
+        "FINALSALE_PUBLIC_URL": URL,
         "COLUMNS": "80",
     }.items():
         monkeypatch.setenv(name, value)
@@ -563,3 +567,12 @@ async def test_a_policy_that_cannot_be_carried_out_is_found(
     monkeypatch.delenv("STRIPE_API_KEY")
     code, out, _ = await doctor(as_json=True)
     assert (code, {c["name"]: c["state"] for c in json.loads(out)["checks"]}["policy"]) == (2, "fail")
+
+
+async def test_without_our_url_no_endpoint_is_touched_not_even_the_only_one(settings: Settings) -> None:
+    async with Sandbox(webhook_url="https://shop.example.com/webhooks/orders") as stripe:
+        own(stripe)["status"] = "disabled"
+        async with at(stripe, settings) as (gateway, deployed):
+            with pytest.raises(CannotFix, match="FINALSALE_PUBLIC_URL"):
+                await fix_endpoint(gateway, deployed, None)
+        assert own(stripe)["status"] == "disabled"

@@ -38,7 +38,7 @@ async def night(settings: Settings, pool: Pool, sandbox: Sandbox) -> list[Report
     worker = WorkerProcess(served)
     worker.court = Court(policy=POLICY, refunds="review")
     worker.use(pool)
-    await pool.execute("insert into workers (id, role) values (gen_random_uuid(), 'worker')")
+    await pool.execute("insert into workers (id, role, detail) values (gen_random_uuid(), 'worker', 'schema 0003')")
     stop = asyncio.Event()
 
     async def work() -> None:

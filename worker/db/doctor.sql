@@ -11,7 +11,7 @@ group by api_version order by max(received_at) desc;
 -- name: last_nightly
 -- The newest run that ended, and since when one is at work.
 select id, state, exit_code, finished_at, extract(epoch from now() - started_at)::bigint as age_s
-from runs where realm = :realm and kind = 'nightly' and not dry_run and state in ('done', 'incomplete', 'failed')
+from runs where realm = :realm and kind = 'nightly' and asked like 'night of %' and not dry_run and state in ('done', 'incomplete', 'failed')
 order by started_at desc limit 1;
 
 -- name: count_open_gaps^

@@ -7,11 +7,14 @@ select date_trunc('day', (now() - interval '3 hours') at time zone 'utc') at tim
 -- Ours if nobody took it, or if the last try was incomplete or died long ago.
 insert into schedule_runs (name, due_at) values (:name, :due_at)
 on conflict (name, due_at) do update set attempts = schedule_runs.attempts + 1, started_at = now(), state = 'running'
-where schedule_runs.state <> 'done' and schedule_runs.started_at < now() - interval '10 minutes'
+where schedule_runs.state <> 'done' and schedule_runs.started_at < now() - interval '10 minutes' * least(schedule_runs.attempts, 6)
 returning true;
 
 -- name: finish_run!
 update schedule_runs set state = :state, finished_at = now(), result = :result where name = :name and due_at = :due_at;
+
+-- name: gap_run_lately$
+select exists (select from runs where realm = :realm and asked like 'gap %' and state <> 'done' and seen_at > now() - interval '10 minutes');
 
 -- name: last_done_night$
 select max(due_at) from schedule_runs where name = :name and state = 'done';
@@ -27,14 +30,14 @@ select least(
 select min(since) from runs where realm = :realm;
 
 -- name: undigested
-select id, body from objects where realm = :realm and digest is null limit :batch;
+select id, as_of, body from objects where realm = :realm and unfinished is null order by id limit :batch;
 
 -- name: project_objects!
 update objects set created = told.created, digest = told.digest, moved_minor = told.moved_minor, currency = told.currency,
     unfinished = told.unfinished
-from unnest(:ids::text[], :created::bigint[], :digests::bigint[], :moved::bigint[], :currencies::text[], :unfinished::boolean[])
-  as told (id, created, digest, moved_minor, currency, unfinished)
-where objects.realm = :realm and objects.id = told.id and objects.digest is null;
+from unnest(:ids::text[], :as_of::bigint[], :created::bigint[], :digests::bigint[], :moved::bigint[], :currencies::text[],
+            :unfinished::boolean[]) as told (id, as_of, created, digest, moved_minor, currency, unfinished)
+where objects.realm = :realm and objects.id = told.id and objects.unfinished is null and objects.as_of = told.as_of;
 
 -- name: unseen_unfinished
 -- What may still change and was on none of the lists: it is read by its id.
@@ -173,8 +176,12 @@ update runs set since = :since, heard_since = :heard_since where id = :run;
 
 
 -- name: claim_to_heal
-select f.run, r.realm, f.id, f.body from found f join runs r on r.id = f.run
-where f.state = 'heal' and not r.dry_run order by f.run, f.customer, f.id limit :batch for update of f skip locked;
+-- Whole customers, so that nothing is decided on a part of what was found about one.
+select f.run, r.realm, f.id, f.body
+from (select run, customer from found where state = 'heal' group by run, customer order by run, customer limit :batch) h
+join runs r on r.id = h.run and not r.dry_run
+join found f on f.run = h.run and (f.customer = h.customer or (f.customer is null and h.customer is null)) and f.state = 'heal'
+limit :most for update of f skip locked;
 
 -- name: claim_to_heal_these
 select f.run, r.realm, f.id, f.body from found f join runs r on r.id = f.run
@@ -184,12 +191,16 @@ where f.run = :run and f.id = any(:ids::text[]) and f.state = 'heal' for update 
 update found set state = :state where run = :run and id = any(:ids::text[]);
 
 -- name: still_to_heal
-select (select count(*) from found where run = :run and state = 'heal') as facts,
-       (select count(*) from unheard u join inbox i on i.event_id = u.event_id where u.run = :run and i.state = 'waiting') as events,
-       (select count(*) from wakeups where realm = :realm and customer = any(:customers::text[]) and due_at <= moment(:realm)) as wakeups,
-       (select count(*) from lookups where realm = :realm and state = 'waiting' and next_at <= now()) as lookups,
-       (select count(*) from actions where realm = :realm and state in ('planned', 'sending') and next_at <= now()
+select exists (select from found where run = :run and state = 'heal') as facts,
+       exists (select from unheard u join inbox i on i.event_id = u.event_id where u.run = :run and i.state = 'waiting') as events,
+       exists (select from wakeups where realm = :realm and customer = any(:customers::text[]) and due_at <= moment(:realm)) as wakeups,
+       exists (select from lookups where realm = :realm and state = 'waiting' and next_at <= now()) as lookups,
+       exists (select from actions where realm = :realm and state in ('planned', 'sending') and next_at <= now()
          and not coalesce((select is_on from switches where name = 'refunds_paused'), false)) as actions;
+
+-- name: unhealed_facts
+-- What could not be settled, or has not been in time: it was read, and it is not in the books.
+select id, kind, state from found where run = :run and state in ('heal', 'failed') order by id limit :most;
 
 -- name: wake_these!
 insert into wakeups (realm, customer, due_at) select :realm, c, moment(:realm) from unnest(:customers::text[]) as c
@@ -218,10 +229,10 @@ where f.run = :run and f.what = :what;
 select event_id from inbox where event_id = any(:event_ids::text[]) and state <> 'waiting';
 
 -- name: unread_objects
-select list, what from unread where run = :run and what !~ '[.][.]' and what ~ '_';
+select list, what from unread where run = :run and what !~ '[.][.]' and what ~ '_' and why <> :but;
 
 -- name: forgive_objects!
-delete from unread where run = :run and what = any(:ids::text[]);
+delete from unread where run = :run and what = any(:ids::text[]) and why <> :but;
 
 -- name: count_unread$
 select count(*) from unread where run = :run;
@@ -245,7 +256,9 @@ select what, class, healed, count(*) as n from findings where run = :run group b
 select body from findings where run = :run order by class = 'auto', what, id limit :most;
 
 -- name: live_workers$
-select count(*) from workers where role = 'worker' and seen_at > now() - interval '30 seconds';
+-- Of this release or a later one: earlier ones do not heal.
+select count(*) from workers where role = 'worker' and seen_at > now() - interval '30 seconds'
+  and substring(detail from 'schema ([0-9]+)') >= '0003';
 
 -- name: raise_run_alert!
 insert into alerts (realm, cause, kind, severity, customer, subject, sentence)

@@ -14,7 +14,7 @@ select id, started_at from runs where realm = :realm and state = 'running' order
 update runs set attempts = attempts + 1, seen_at = now(), state = 'running'
 where id = (
     select id from runs
-    where realm = :realm and kind = :kind and asked = :asked and dry_run = :dry_run
+    where realm = :realm and kind = :kind and asked = :asked and dry_run = :dry_run and key = :key
       and (state = 'running' or (state = 'incomplete' and kind = 'nightly'))
       and started_at > now() - interval '24 hours'
     order by started_at desc limit 1
@@ -22,28 +22,38 @@ where id = (
 returning id, plan;
 
 -- name: abandon_runs!
+-- What nobody can take up again.
 update runs set state = 'abandoned', finished_at = now()
-where realm = :realm and state = 'running' and (:but::text is null or id <> :but);
+where realm = :realm and state = 'running' and (:but::text is null or id <> :but) and started_at <= now() - interval '24 hours';
 
 -- name: forget_scanned!
-delete from scanned using runs where runs.id = scanned.run and runs.realm = :realm and runs.state <> 'running';
+delete from scanned using runs where runs.id = scanned.run and runs.realm = :realm and (runs.state in ('done', 'failed', 'abandoned') or runs.state = 'incomplete' and runs.kind <> 'nightly' or runs.started_at <= now() - interval '24 hours' and runs.state <> 'running');
 
 -- name: forget_unheard!
-delete from unheard using runs where runs.id = unheard.run and runs.realm = :realm and runs.state <> 'running';
+delete from unheard using runs where runs.id = unheard.run and runs.realm = :realm and (runs.state in ('done', 'failed', 'abandoned') or runs.state = 'incomplete' and runs.kind <> 'nightly' or runs.started_at <= now() - interval '24 hours' and runs.state <> 'running');
 
 -- name: forget_balance_moves!
-delete from balance_moves using runs where runs.id = balance_moves.run and runs.realm = :realm and runs.state <> 'running';
+delete from balance_moves using runs where runs.id = balance_moves.run and runs.realm = :realm and (runs.state in ('done', 'failed', 'abandoned') or runs.state = 'incomplete' and runs.kind <> 'nightly' or runs.started_at <= now() - interval '24 hours' and runs.state <> 'running');
 
 -- name: forget_found!
--- The newest dry run's stay: `policy diff` judges them.
+-- The newest dry run's stay: `policy diff` judges them. So does what still waits to be healed.
 delete from found using runs
-where runs.id = found.run and runs.realm = :realm and runs.state <> 'running'
+where runs.id = found.run and found.state <> 'heal' and runs.realm = :realm and (runs.state in ('done', 'failed', 'abandoned') or runs.state = 'incomplete' and runs.kind <> 'nightly' or runs.started_at <= now() - interval '24 hours' and runs.state <> 'running')
   and runs.id is distinct from (
     select id from runs where realm = :realm and dry_run and state in ('done', 'incomplete')
     order by started_at desc limit 1);
 
+-- name: disown_run!
+-- What it read is not ours, and nobody may go on with it.
+with mine as (select :id::text as run), failed as (
+    update runs set state = 'failed', finished_at = now() where id = (select run from mine)
+), a as (delete from scanned where run = (select run from mine)),
+   b as (delete from found where run = (select run from mine)),
+   c as (delete from unheard where run = (select run from mine))
+delete from balance_moves where run = (select run from mine);
+
 -- name: begin_run!
-insert into runs (id, realm, kind, dry_run, asked, plan) values (:id, :realm, :kind, :dry_run, :asked, :plan);
+insert into runs (id, realm, kind, dry_run, asked, key, plan) values (:id, :realm, :kind, :dry_run, :asked, :key, :plan);
 
 -- name: stage_run!
 update runs set stage = :stage, seen_at = now() where id = :id;
