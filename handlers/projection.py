@@ -15,6 +15,7 @@ from handlers.customer import (
     Invoice,
     InvoicePayment,
     PaymentIntent,
+    PriceCredits,
     Refund,
     Seconds,
     Subscription,
@@ -43,18 +44,27 @@ def digest(fact: Fact) -> int:
         case Invoice():
             said |= {"payment_intent": None, "charge": None, "overpaid_minor": fact.overpaid_minor or None}
         case Subscription():
-            said |= {"schedule": None}
+            said |= {"schedule": None, "price_credits": _newest_credits(fact)}
         case _:
             pass
     whole = encode(msgspec.structs.replace(fact, **said))
     return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "big", signed=True)
 
 
+def _newest_credits(fact: Subscription) -> tuple[PriceCredits, ...]:
+    """What each present price says of credits by now, without since when: its metadata changes without an event of ours."""
+    newest: dict[str, PriceCredits] = {}
+    for told in sorted(fact.price_credits, key=lambda c: (c.until, c.since)):
+        newest[told.price] = msgspec.structs.replace(told, since=0, seen=0)
+    return tuple(newest[item.price] for item in fact.items if item.price in newest)
+
+
 def unfinished(fact: Fact) -> bool:
     """Whether an object may still change by itself, so that the nightly run reads it again whatever its age."""
     match fact:
         case Charge():
-            return fact.status == "pending" or (fact.status == "succeeded" and not fact.captured)
+            held = fact.status == "succeeded" and not fact.captured and fact.refunded_minor < fact.amount_minor
+            return fact.status == "pending" or held
         case PaymentIntent():
             return fact.status in ("processing", "requires_action", "requires_capture")
         case Invoice():

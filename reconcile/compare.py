@@ -38,17 +38,17 @@ from reconcile.findings import Difference
 _FIELDS: dict[type[Fact], tuple[str, ...]] = {
     Charge: (
         *("amount_minor", "captured_minor", "currency", "status", "captured", "created"),
-        *("customer", "payment_intent", "metadata"),
+        *("customer", "payment_intent", "metadata", "method"),
     ),
     PaymentIntent: ("amount_minor", "currency", "status", "created", "customer"),
     Invoice: (
         *("status", "currency", "total_minor", "amount_due_minor", "amount_paid_minor", "created"),
-        *("customer", "subscription", "billing_reason"),
+        *("customer", "subscription", "billing_reason", "metadata"),
     ),
     InvoicePayment: ("invoice", "status", "amount_paid_minor", "currency", "payment_intent", "created"),
     Subscription: (
-        *("status", "created", "items", "cancel_at_period_end", "cancel_at", "ended_at", "trial_start", "trial_end"),
-        *("customer", "metadata"),
+        *("status", "created", "items", "cancel_at_period_end", "cancel_at", "canceled_at", "ended_at"),
+        *("trial_start", "trial_end", "collection_paused", "customer", "metadata"),
     ),
     SubscriptionSchedule: ("status", "end_behavior", "ends_at", "customer", "subscription"),
     Refund: ("amount_minor", "currency", "status", "created", "charge", "action"),
@@ -173,7 +173,7 @@ def _value(fact: Fact, name: str) -> Any:
     value = getattr(fact, name)
     match name:
         case "items":
-            return tuple(sorted((i.price, i.quantity, i.period_start, i.period_end) for i in value))
+            return tuple(sorted((i.price, i.quantity or 0, i.period_start, i.period_end) for i in value))
         case "metadata":
             return dict(sorted(value.items()))
         case "due_by":

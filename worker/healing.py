@@ -219,9 +219,10 @@ class Healing:
             for row in rows:
                 match What(row["what"]):
                     case What.MISSING_HERE | What.DIFFERENT:
-                        ok = row["object"] in told and _agrees(
-                            here.get(row["object"]), decode(told[row["object"]]["body"])
-                        )
+                        found, known = told.get(row["object"]), here.get(row["object"])
+                        ok = found is not None and _agrees(known, decode(found["body"]))
+                        if found is not None and _other_link(known, found):
+                            ok, standing = False, [*standing, row["id"]]
                     case What.EVENT_UNHEARD:
                         ok = row["object"] in heard
                     case What.COPY_UNJUDGED:
@@ -259,6 +260,15 @@ _KINDS_BY_PREFIX = {
 
 def _kind_of_id(id_: str) -> str | None:
     return next((kind for prefix, kind in _KINDS_BY_PREFIX.items() if id_.startswith(prefix)), None)
+
+
+def _other_link(here: AnyFact | None, found: asyncpg.Record) -> bool:
+    """Whether the books tie an object to another than Stripe shows: links never change, so no telling puts a wrong one right."""
+    if here is None or not found["listed"]:
+        return False
+    told = decode(found["body"])
+    both = ((getattr(here, name, None), getattr(told, name)) for name in told.STICKY)
+    return any(theirs is not None and ours != theirs for ours, theirs in both)
 
 
 def _agrees(here: AnyFact | None, at_stripe: AnyFact) -> bool:

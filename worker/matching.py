@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
-from handlers.customer import AnyFact, Charge, CustomerFile, Fact, Seconds, at, decode, decode_known
+from handlers.customer import AnyFact, Charge, Customer, CustomerFile, Fact, Seconds, at, decode, decode_known, encode
 from handlers.decisions import Money
 from handlers.events import Unreadable, parse_event
 from handlers.projection import moved, projected
@@ -24,6 +24,8 @@ from worker.runs import Run
 
 BATCH = 200
 ROWS = 2_000
+IN_FLIGHT_S = 900
+"""Events that wait for longer than so before the upper edge are no longer on their way: somebody should have worked on them."""
 UNWORKABLE_READ = 5_000
 """So many dead and quarantined events are looked into for what they are about."""
 
@@ -136,6 +138,8 @@ class Matcher:
                 same.append(id_)
                 continue
             unheard = heard_not.get(id_)
+            if isinstance(at_stripe, Customer) and at_stripe.deleted and isinstance(here, Customer):
+                at_stripe = await self._deleted(here, at_stripe)
             outcome = compare(
                 here, at_stripe, files[row["customer"]], told_unheard=unheard is not None, listed=row["listed"]
             )
@@ -154,6 +158,13 @@ class Matcher:
             if same:
                 await self.run.conn.execute(queries.pass_over.sql, self.run.id, same)
             await save_findings(self.run, found)
+
+    async def _deleted(self, here: Customer, told: Customer) -> Customer:
+        """A deleted customer is read without address and metadata, its event carries both: what the books know of it stays."""
+        kept = msgspec.structs.replace(here, deleted=True, as_of=max(here.as_of, told.as_of))
+        async with self.run.transaction() as conn:
+            await queries.replace_found(conn, run=self.run.id, id=told.id, body=encode(kept))
+        return kept
 
     def _before_the_books(self, told: AnyFact) -> bool:
         created: Seconds = getattr(told, "created", told.as_of)
@@ -195,7 +206,9 @@ class Matcher:
         )
 
     async def _look_into_unworkable(self) -> None:
-        rows = await self.run.conn.fetch(queries.unworkable_events.sql, self.run.realm, UNWORKABLE_READ)
+        rows = await self.run.conn.fetch(
+            queries.unworkable_events.sql, self.run.realm, self.run.plan.upper - IN_FLIGHT_S, UNWORKABLE_READ
+        )
         for row in rows:
             named = object_of(unpack(row["payload"]))
             if named:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 import structlog
 
@@ -37,39 +37,46 @@ async def run_if_due(pool: Pool, gateway: StripeGateway, settings: Settings, cou
     async with connection(pool) as conn:
         realms = await reading.realms_of(conn, settings.mode)
         due_at: datetime = await queries.last_due(conn)
-        last: datetime | None = await queries.last_done_night(conn, name=NAME)
         mine: bool = bool(await queries.take_run(conn, name=NAME, due_at=due_at))
     if not mine:
         return await _gaps(pool, gateway, settings, court, realms)
-    tonight = int(due_at.timestamp()) // DAY
-    missed = min(tonight - int(last.timestamp()) // DAY, ROUND) if last else 1
-    asked = Asked(
-        kind="nightly",
-        words=f"{NIGHT}{due_at:%Y-%m-%d}",
-        windows=lambda upper, since: nightly(upper, since, range(tonight - missed + 1, tonight + 1)),
-    )
     reports: list[Report] = []
+    failed = False
     for realm in realms:
+        asked = Asked(kind="nightly", words=f"{NIGHT}{due_at:%Y-%m-%d}", windows=await _windows(pool, realm, due_at))
         try:
             await name_gaps(pool, gateway, realm)
             reports.append(await reconcile(pool, gateway, settings, court, asked, realm))
         except AnotherRun as another:
             log.info("nightly.elsewhere", realm=realm, error=str(another))
             return reports
-        except FinalsaleError as error:
+        except FinalsaleError as error:  # the other realms are not to wait for this one
+            failed = True
             await _failed(pool, realm, due_at, str(error))
             log.error("nightly.failed", realm=realm, error=str(error))
-            return reports
         except Exception as error:  # a mistake of ours must not pass for a night that was never due
             await _failed(pool, realm, due_at, f"it failed in a way nobody expected ({type(error).__name__})")
             raise
-    state = "incomplete" if any(report.result == "incomplete" for report in reports) else "done"
+    state = "incomplete" if failed or any(report.result == "incomplete" for report in reports) else "done"
     told = "; ".join(
         f"{r.run} {r.result}: drift {r.drift}, healed {r.healed}, unread {r.unread_total}" for r in reports
     )
     async with connection(pool) as conn:
         await queries.finish_run(conn, name=NAME, due_at=due_at, state=state, result=told)
     return reports
+
+
+async def _windows(pool: Pool, realm: str, due_at: datetime) -> Windows:
+    """A realm's windows of tonight, and of the nights since its last one that was done."""
+    async with connection(pool) as conn:
+        last: str | None = await queries.last_done_night_of(conn, realm=realm)
+    tonight = int(due_at.timestamp()) // DAY
+    missed = 1
+    if last is not None:
+        done = datetime.fromisoformat(last.removeprefix(NIGHT)).replace(tzinfo=UTC)
+        missed = max(1, min(tonight - int(done.timestamp()) // DAY, ROUND))
+    nights = range(tonight - missed + 1, tonight + 1)
+    return lambda upper, since: nightly(upper, since, nights)
 
 
 async def reconcile(

@@ -32,6 +32,7 @@ from worker.healing import Healing
 from worker.inbox import unpack
 from worker.judging import Court
 from worker.matching import (
+    IN_FLIGHT_S,
     Matched,
     Matcher,
     find_owners,
@@ -80,6 +81,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     windows: Windows
     dry_run: bool = False
     grace_s: int = GRACE
+
+
+class _Account(msgspec.Struct):
+    id: str
 
 
 class Watch(Protocol):
@@ -189,8 +194,26 @@ class Reconciliation:
         events = merged(Window(max(w.lo, kept.lo), w.hi) for w in plan.lists["events"])
         return msgspec.structs.replace(plan, lists={**plan.lists, "events": events})
 
+    async def _same_account(self) -> None:
+        """Refuse a key of another account than the last run's, where this one may tell whose it is. Raises SettingsInvalid."""
+        run = self.run
+        try:
+            body, _ = await self.gateway.document("/v1/account", account=run.account)
+            mine = msgspec.json.decode(body, type=_Account).id
+        except (StripeRefused, StripeUnavailable, msgspec.DecodeError):
+            return  # a restricted key may not; what it lists is held against the books all the same
+        known = await queries.known_account(run.conn, realm=self.realm, run=run.id)
+        if known not in (None, mine):
+            await run.disown()
+            raise SettingsInvalid(
+                f"STRIPE_API_KEY is of the account {mine}, and these books are of {known}. Nothing was taken in."
+            )
+        async with run.transaction() as conn:
+            await queries.save_account(conn, run=run.id, account=mine)
+
     async def _scan(self) -> None:
         run = self.run
+        await self._same_account()
         await self._stage("project")
         await project_older_rows(run)
         self.again = await self._forgive()
@@ -211,6 +234,9 @@ class Reconciliation:
 
     async def _forgive(self) -> dict[str, str]:
         """Objects that an earlier attempt could not read: this one asks again. Id -> kind. `reread` forgives what it has read."""
+        async with self.run.transaction() as conn:
+            await queries.forgive_moves(conn, run=self.run.id)
+            await queries.reopen_lists(conn, run=self.run.id, why=UNSHOWN)
         rows = await self.run.conn.fetch(queries.unread_objects.sql, self.run.id, UNSHOWN)
         again = {row["what"]: LISTS[row["list"]].kind for row in rows if row["list"] in LISTS}
         return {id_: kind for id_, kind in again.items() if kind in READABLE}
@@ -227,7 +253,8 @@ class Reconciliation:
             else:
                 await asyncio.sleep(POLL_S)
         after = ""
-        while rows := await self.run.conn.fetch(queries.waiting_events.sql, self.realm, after, ROWS):
+        young = self.run.plan.upper - IN_FLIGHT_S
+        while rows := await self.run.conn.fetch(queries.waiting_events.sql, self.realm, young, after, ROWS):
             after = rows[-1]["event_id"]
             self.late.update(named for row in rows if (named := object_of(unpack(row["payload"]))))
 
@@ -255,6 +282,10 @@ class Reconciliation:
                 await run.unread("books", "unshown", why)
             unshown = unshown[:UNSEEN_AT_MOST]
         sources = await unknown_sources(run.conn, run.id, self.realm, UNSEEN_AT_MOST)
+        if len(sources) >= UNSEEN_AT_MOST:
+            async with run.transaction():
+                why = f"{UNSEEN_AT_MOST} objects or more moved money and are neither listed nor in the books: they were not all read"
+                await run.unread("balance_transactions", "sources", why)
         asked = {
             **{row["id"]: row["kind"] for row in (*unfinished, *told, *unequal[:UNSEEN_AT_MOST])},
             **{id_: kind for kind, id_ in sources},
@@ -267,8 +298,9 @@ class Reconciliation:
     async def _unknown(self, gone: Sequence[tuple[str, str]], unshown: dict[str, bytes]) -> None:
         """Mark what Stripe does not know; what it knows and did not list makes the list unbelievable."""
         run, lost = self.run, {id_ for _, id_ in gone}
+        listed = await queries.anything_listed(run.conn, run=run.id)
         shared = await queries.shared_objects(run.conn, realm=self.realm, run=run.id, most=len(lost) + 1)
-        if lost and (not shared or len(lost) > max(shared, STRANGERS_AT_MOST)):
+        if lost and ((listed and not shared) or len(lost) > max(shared, STRANGERS_AT_MOST)):
             await run.disown()
             raise SettingsInvalid(
                 f"Stripe knows {shared} of the objects in these books and does not know {len(lost)}: STRIPE_API_KEY is another"
@@ -335,6 +367,9 @@ class Reconciliation:
         if self.money.to_read:
             await read_moves(run, self.gateway, self.money.to_read)
             self.money = await money_of(run.conn, run.id, self.realm, run.plan, known)
+        if (more := self.money.residuals_total - len(self.money.residuals)) > 0:
+            said = f"{more} more residuals are summed and not listed; the second look was at those listed."
+            self.why = [*(why for why in self.why if "more residuals" not in why), said]
         async with run.transaction() as conn:
             await queries.drop_findings(conn, run=run.id, what=str(What.MONEY))
             await save_findings(run, self.money.findings)

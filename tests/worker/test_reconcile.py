@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
+import pytest
 from pydantic import SecretStr
 
 from handlers.customer import decode, encode
@@ -23,6 +24,7 @@ from tests.conftest import database_named
 from tests.handlers.history import POLICY
 from worker.db import Pool, connect_pool, transaction
 from worker.embedded import EmbeddedServers
+from worker.errors import SettingsInvalid
 from worker.inbox import read_event, store_rows
 from worker.jobs import WorkerProcess
 from worker.judging import Court
@@ -281,3 +283,99 @@ async def test_webhooks_and_a_run_at_the_same_moment_come_to_one_result(settings
         rows = await pool.fetch("select subject, revision, verdict from decisions where clause = '4.3'")
         assert [tuple(row) for row in rows if row["verdict"] == "refund"] == [(second, 1, "refund")]
         assert await pool.fetchval("select count(*) from actions where kind = 'refund'") == 1
+
+
+# what must not look clean ------------------------------------------------------------------------------------------------
+
+
+async def test_the_first_look_of_another_accounts_key_takes_nothing_in_and_is_never_gone_on_with(
+    settings: Settings, pool: Pool
+) -> None:
+    async with Sandbox() as ours:
+        await double_click(ours)
+        await by_webhook(settings, pool, ours)
+    before = await pool.fetch("select id, unknown_since from objects order by id")
+    other = settings.model_copy(update={"stripe_api_key": SecretStr("sk_test_another")})
+    async with Sandbox(seed=9) as theirs:
+        await double_click(theirs)
+        with pytest.raises(SettingsInvalid, match="another"):
+            await run(other, pool, theirs)
+        assert await pool.fetch("select id, unknown_since from objects order by id") == before
+        assert await pool.fetchval("select count(*) from found") == 0
+        assert await pool.fetchval("select state from runs") == "failed"
+
+
+async def test_a_link_that_no_telling_can_correct_is_a_persons_and_never_called_healed(
+    settings: Settings, pool: Pool
+) -> None:
+    async with Sandbox() as stripe:
+        await double_click(stripe)
+        await by_webhook(settings, pool, stripe)
+        id_ = await pool.fetchval("select min(id) from objects where kind = 'invoice'")
+        fact = decode(await pool.fetchval("select body from objects where id = $1", id_))
+        wrong = msgspec.structs.replace(fact, subscription="sub_zzzz")  # type: ignore[call-arg]  # an invoice
+        await pool.execute("update objects set body = $2, digest = $3 where id = $1", id_, encode(wrong), digest(wrong))
+        for _ in range(2):
+            report = await run(settings, pool, stripe)
+            assert (report.healed, report.exit) == (0, 1)
+            assert [(f.what, f.object) for f in report.findings if f.object == id_] == [("different", id_)]
+            assert report.by_class["ask"] >= 1
+
+
+async def test_a_row_that_claims_the_future_is_told(settings: Settings, pool: Pool) -> None:
+    async with Sandbox() as stripe:
+        await double_click(stripe)
+        await by_webhook(settings, pool, stripe)
+        id_ = await pool.fetchval("select min(id) from objects where kind = 'subscription'")
+        fact = decode(await pool.fetchval("select body from objects where id = $1", id_))
+        wrong = msgspec.structs.replace(fact, status="canceled", as_of=NOW + 400 * DAY)  # type: ignore[call-arg]  # a subscription
+        await pool.execute(
+            "update objects set body = $2, digest = $3, as_of = $4 where id = $1",
+            id_,
+            encode(wrong),
+            digest(wrong),
+            wrong.as_of,
+        )
+        report = await run(settings, pool, stripe)
+        assert report.found["from_the_future"] == 1
+        assert report.exit == 1
+
+
+async def test_an_event_that_has_waited_for_a_day_hides_nothing(settings: Settings, pool: Pool) -> None:
+    async with Sandbox() as stripe:
+        _, second = await double_click(stripe)
+        await by_webhook(settings, pool, stripe, but=lambda event: about(event) == second)
+        late = [e for e in stripe.books.all("event") if about(e) == second]
+        async with pool.acquire() as conn:
+            await store_rows(conn, [read_event(snapshot_body(event), "test") for event in late])
+        await pool.execute("update inbox set next_at = now() + interval '3 days', attempts = 3 where state = 'waiting'")
+        report = await run(settings, pool, stripe, dry_run=True)
+        (found,) = [f for f in report.findings if f.object == second]
+        assert (found.what, "could not be worked on" in found.cause) == ("missing_here", True)
+
+
+async def test_what_could_not_be_settled_makes_the_run_incomplete(settings: Settings, pool: Pool) -> None:
+    async with Sandbox() as stripe:
+        first, _ = await double_click(stripe)
+        await pool.execute(
+            "create function no() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
+            f"create trigger no before insert on objects for each row when (new.id = '{first}') execute function no()"
+        )
+        report = await run(settings, pool, stripe)
+        assert (report.result, report.exit) == ("incomplete", 2)
+        assert [(u.list, u.what) for u in report.unread] == [("books", first)]
+
+
+async def test_a_writer_that_keeps_no_digest_leaves_none_that_lies(settings: Settings, pool: Pool) -> None:
+    async with Sandbox() as stripe:
+        first, _ = await double_click(stripe)
+        await by_webhook(settings, pool, stripe)
+        fact = decode(await pool.fetchval("select body from objects where id = $1", first))
+        wrong = msgspec.structs.replace(fact, captured_minor=1, as_of=fact.as_of + 1)  # type: ignore[call-arg]  # a charge
+        earlier_release = await asyncpg.connect(settings.database_dsn())
+        await earlier_release.execute(
+            "update objects set body = $2, as_of = $3 where id = $1", first, encode(wrong), wrong.as_of
+        )
+        await earlier_release.close()
+        report = await run(settings, pool, stripe)
+        assert (report.found["different"], report.healed, report.unhealed) == (1, 1, 0)

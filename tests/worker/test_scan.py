@@ -184,7 +184,7 @@ async def test_what_the_books_have_just_so_is_not_staged_again(settings: Setting
         )
         changed, younger, undigested = sorted(shop.all("charges"))[:3]
         await pool.execute("update objects set digest = digest + 1 where id = any($1)", [changed, younger])
-        await pool.execute("update objects set as_of = as_of + 3600 where id = $1", younger)
+        await pool.execute("update objects set as_of = as_of + 60 where id = $1", younger)
         await pool.execute("update objects set digest = null where id = $1", undigested)
         await pool.execute(
             "insert into inbox (event_id, realm, type, created_at, payload) "

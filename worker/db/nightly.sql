@@ -16,8 +16,18 @@ update schedule_runs set state = :state, finished_at = now(), result = :result w
 -- name: gap_run_lately$
 select exists (select from runs where realm = :realm and asked like 'gap %' and state <> 'done' and seen_at > now() - interval '10 minutes');
 
--- name: last_done_night$
-select max(due_at) from schedule_runs where name = :name and state = 'done';
+-- name: last_done_night_of$
+-- The newest night that a realm's run was done for, as its words tell it.
+select max(asked) from runs where realm = :realm and kind = 'nightly' and asked like 'night of %' and state = 'done';
+
+-- name: known_account$
+select account from runs where realm = :realm and account is not null and id <> :run order by started_at desc limit 1;
+
+-- name: save_account!
+update runs set account = :account where id = :run;
+
+-- name: anything_listed$
+select exists (select from scanned where run = :run);
 
 -- name: heard_since$
 -- When the first event was delivered; null: none ever was, and no event is missing.
@@ -60,7 +70,7 @@ with inside as (
 ), unequal as materialized (
     select coalesce(i.id, s.id) as id, coalesce(i.kind, s.kind) as kind, s.id is null as unshown, s.digest, s.as_of
     from inside i full join (select id, kind, digest, as_of from scanned where run = :run) s on s.id = i.id
-    where s.id is null and i.unknown_since is null or i.id is null or i.digest is distinct from s.digest and i.as_of <= s.as_of
+    where s.id is null and i.unknown_since is null or i.id is null or i.digest is distinct from s.digest and (i.as_of <= s.as_of or i.as_of > s.as_of + 300)
 )
 select u.kind, u.id, u.unshown, case when u.unshown then o.body end as body
 from unequal u
@@ -68,7 +78,7 @@ left join lateral ( -- `offset 0`: by key, since the planner cannot know how few
     select o.id, o.digest, o.as_of, o.body from objects o where o.realm = :realm and o.id = u.id offset 0
 ) o on true
 where u.unshown
-   or (o.id is null or o.digest is distinct from u.digest and o.as_of <= u.as_of)
+   or (o.id is null or o.digest is distinct from u.digest and (o.as_of <= u.as_of or o.as_of > u.as_of + 300))
       and not exists (select from found f where f.run = :run and f.id = u.id)
 order by u.unshown desc limit :most;
 
@@ -107,6 +117,9 @@ order by id limit :batch;
 -- name: unheard_about
 select object, event_id, type, created from unheard where run = :run and object = any(:ids::text[]) order by created;
 
+-- name: replace_found!
+update found set body = :body where run = :run and id = :id;
+
 -- name: pass_over!
 update found set state = 'same' where run = :run and id = any(:ids::text[]);
 
@@ -132,7 +145,9 @@ select count(*) from unheard where run = :run and created < :since::bigint;
 select event_id, payload from unheard where run = :run and created >= :since::bigint and event_id > :after order by event_id limit :batch;
 
 -- name: unworkable_events
-select event_id, type, state, payload from inbox where realm = :realm and state in ('dead', 'quarantined') order by received_at limit :most;
+select event_id, type, state, payload from inbox
+where realm = :realm and (state in ('dead', 'quarantined') or state = 'waiting' and created_at < to_timestamp(:before::bigint))
+order by received_at limit :most;
 
 -- name: backlog_before$
 -- Whether events that Stripe made before the upper edge still wait for their first try.
@@ -140,7 +155,9 @@ select exists (select from inbox where realm = :realm and state = 'waiting' and 
                and created_at < to_timestamp(:upper::bigint));
 
 -- name: waiting_events
-select event_id, payload from inbox where realm = :realm and state = 'waiting' and event_id > :after order by event_id limit :batch;
+-- Young ones; what waits for longer is held against whoever should have worked on it.
+select event_id, payload from inbox where realm = :realm and state = 'waiting' and created_at >= to_timestamp(:since::bigint)
+  and event_id > :after order by event_id limit :batch;
 
 -- name: shared_objects$
 -- How many of what Stripe listed the books have, counted no further than somebody asks.

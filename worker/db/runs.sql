@@ -10,13 +10,13 @@ select pg_advisory_unlock(:lock);
 select id, started_at from runs where realm = :realm and state = 'running' order by started_at desc limit 1;
 
 -- name: resume_run^
--- The newest unfinished run of the same question. Older than a day, its answer would be about the past.
+-- The newest unfinished run of the same question. Later than that, its answer would be about the past: its edge is fixed.
 update runs set attempts = attempts + 1, seen_at = now(), state = 'running'
 where id = (
     select id from runs
     where realm = :realm and kind = :kind and asked = :asked and dry_run = :dry_run and key = :key
       and (state = 'running' or (state = 'incomplete' and kind = 'nightly'))
-      and started_at > now() - interval '24 hours'
+      and started_at > now() - case kind when 'nightly' then interval '24 hours' else interval '1 hour' end
     order by started_at desc limit 1
 )
 returning id, plan;
@@ -94,9 +94,23 @@ where run = :run and list = :list and hi = :hi;
 -- name: digests_of
 select id, digest from objects where realm = :realm and id = any(:ids::text[]);
 
+-- name: reopen_lists!
+-- A list that hid something is read again from its beginning, and what was read by id counts as not shown until it does.
+with hidden as (
+    delete from unread where run = :run and why = :why returning list, what
+), again as (
+    update slices set state = 'open', cursor = null, pages = 0, objects = 0, first_id = null, last_id = null
+    where run = :run and list in (select list from hidden)
+)
+delete from scanned where run = :run and id in (select what from hidden);
+
+-- name: forgive_moves!
+-- Single objects' balance transactions are asked for anew by every attempt.
+delete from unread where run = :run and list = 'balance_transactions' and what !~ '[.][.]' and what !~ '^txn_';
+
 -- name: save_scanned
 -- Objects of one kind, read at one moment, as narrow rows. Returns those that the books lack or have otherwise, unless what they
--- have is younger.
+-- have is younger; unless that is younger than can be.
 with told as (
     select id, created, digest from unnest(:ids::text[], :created::bigint[], :digests::bigint[]) as t (id, created, digest)
 ), saved as (
@@ -105,7 +119,7 @@ with told as (
     on conflict (run, id) do update set as_of = excluded.as_of, digest = excluded.digest where excluded.as_of >= scanned.as_of
 )
 select told.id from told left join objects o on o.realm = :realm and o.id = told.id
-where o.id is null or (o.digest is distinct from told.digest and o.as_of <= :as_of::bigint);
+where o.id is null or (o.digest is distinct from told.digest and (o.as_of <= :as_of::bigint or o.as_of > :as_of::bigint + 300));
 
 -- name: found_of
 select id, customer, listed, body from found where run = :run and id = any(:ids::text[]);
@@ -115,7 +129,8 @@ select id, customer, listed, body from found where run = :run and id = any(:ids:
 insert into found (run, id, kind, customer, as_of, listed, body)
 select :run, id, :kind, customer, :as_of::bigint, :listed::boolean, body
 from unnest(:ids::text[], :customers::text[], :bodies::bytea[]) as t (id, customer, body)
-on conflict (run, id) do update set customer = excluded.customer, as_of = excluded.as_of, listed = excluded.listed, body = excluded.body;
+on conflict (run, id) do update set customer = excluded.customer, as_of = excluded.as_of, listed = excluded.listed, body = excluded.body,
+    state = case when excluded.body = found.body then found.state else 'staged' end;
 
 -- name: heard_events
 select event_id from inbox where event_id = any(:event_ids::text[]);

@@ -48,6 +48,7 @@ create table runs (
     dry_run     boolean not null,
     asked       text not null,                 -- the window in the asker's words; an unfinished run is resumed by it
     key         text not null default '',      -- a hash of the API key: what another key read is never gone on with
+    account     text,                          -- acct_… of the key, where it may be read: another one's objects are never taken in
     plan        bytea not null,                -- reconcile.windows.ScanPlan as JSON: lists, windows, upper edge
     state       text not null default 'running' check (state in ('running', 'done', 'incomplete', 'failed', 'abandoned')),
     stage       text not null default 'scan',  -- scan | reread | compare | plan | heal | report: for people who watch
