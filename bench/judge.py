@@ -144,7 +144,7 @@ async def _seed(database_url: str, payments: int) -> None:
     await _empty(conn)
     plan = scan_plan([WINDOW], NOW)
     told = {"id": RUN, "realm": REALM, "kind": "asked", "dry_run": True, "asked": "bench"}
-    await queries.begin_run(conn, **told, plan=msgspec.json.encode(plan))
+    await queries.begin_run(conn, **told, key="", plan=msgspec.json.encode(plan))
     body = encode(next(fact for fact in facts if isinstance(fact, Charge))).decode().replace("%", "%%")
     for pattern, gap in GAPS:
         body = re.sub(pattern, gap, body)
