@@ -28,6 +28,8 @@ log = structlog.get_logger()
 async def run_if_due(pool: Pool, gateway: StripeGateway, settings: Settings, court: Court) -> list[Report]:
     """Run for the newest 03:00 UTC that no run is done for, on whichever worker takes it; at once where Stripe told of a gap.
 
+    A new deployment's first night is the next one: whoever wants the past before asks for it (`finalsale reconcile`).
+
     A run that could not read everything is `incomplete`, never clean, and is taken up again after ten minutes.
     """
     async with connection(pool) as conn:
@@ -37,6 +39,7 @@ async def run_if_due(pool: Pool, gateway: StripeGateway, settings: Settings, cou
     async with connection(pool) as conn:
         realms = await reading.realms_of(conn, settings.mode)
         due_at: datetime = await queries.last_due(conn)
+        await queries.begin_nights(conn, name=NAME, due_at=due_at)
         mine: bool = bool(await queries.take_run(conn, name=NAME, due_at=due_at))
     if not mine:
         return await _gaps(pool, gateway, settings, court, realms)

@@ -59,6 +59,7 @@ async def run(settings: Settings, pool: Pool, sandbox: Sandbox, *, back: int = 3
     served = settings.model_copy(update={"stripe_api_base": sandbox.url})
     worker = WorkerProcess(served)
     worker.court = Court(policy=POLICY, refunds=how.pop("refunds", "auto"))
+    worker.gateway.page_attempts = 3
     worker.use(pool)
     asked = Asked(
         kind="asked", words=f"since {back}", windows=lambda upper, since: (Window(upper - back, upper),), **how

@@ -3,6 +3,12 @@
 -- name: last_due$
 select date_trunc('day', (now() - interval '3 hours') at time zone 'utc') at time zone 'utc' + interval '3 hours';
 
+-- name: begin_nights!
+-- A deployment that never had a night begins with the next one.
+insert into schedule_runs (name, due_at, state, finished_at, result)
+select :name, :due_at, 'done', now(), 'the nights begin with the next one'
+where not exists (select from schedule_runs where name = :name) on conflict do nothing;
+
 -- name: take_run$
 -- Ours if nobody took it, or if the last try was incomplete or died long ago.
 insert into schedule_runs (name, due_at) values (:name, :due_at)
