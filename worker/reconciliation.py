@@ -49,15 +49,11 @@ from worker.stripe_gateway import StripeGateway
 from worker.unjudged import unjudged_copies
 
 ROWS = 2_000
-PERSONS = 200
 STRANGERS_AT_MOST = 20
 """So many objects may be unknown at Stripe, beside others that it knows, before it is asked whose account this is."""
 UNSEEN_AT_MOST = 5_000
 """Rows of the books within the windows that Stripe's lists did not show; more is another account, and nothing to read one by one."""
-LOOK_UP_ROUNDS = 3
 BACKLOG_WITHIN_S = 300.0
-HEAL_WITHIN_S = 900.0
-SEND_WITHIN_S = 120.0
 POLL_S = 0.5
 AHEAD_S = 300
 """So far a row's telling may lie ahead of Stripe's clock before it is held to be wrong."""

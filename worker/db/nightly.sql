@@ -144,9 +144,6 @@ select u.event_id, u.type, u.created, u.object, f.customer from unheard u left j
 where u.run = :run and not exists (select from findings g where g.run = u.run and g.object = u.object)
   and u.created >= :since::bigint;
 
--- name: count_unheard_before$
-select count(*) from unheard where run = :run and created < :since::bigint;
-
 -- name: unheard_payloads
 select event_id, payload from unheard where run = :run and created >= :since::bigint and event_id > :after order by event_id limit :batch;
 
@@ -168,9 +165,6 @@ select event_id, payload from inbox where realm = :realm and state = 'waiting' a
 -- name: shared_objects$
 -- How many of what Stripe listed the books have, counted no further than somebody asks.
 select count(*) from (select from scanned s join objects o on o.realm = :realm and o.id = s.id where s.run = :run limit :most) as shared;
-
--- name: known_events
-select event_id from inbox where event_id = any(:event_ids::text[]);
 
 -- name: unjudged_overlaps
 -- Persons with payments whose paid periods of one thing overlap, and that no decision is about: whether they are copies is for
