@@ -188,7 +188,8 @@ class Healing:
         """
         run = self.run
         unsettled = await run.conn.fetch(queries.unhealed_facts.sql, run.id, SHOWN)
-        async with run.transaction():
+        async with run.transaction() as conn:
+            await queries.forgive_unhealed(conn, run=run.id)
             for row in unsettled:
                 state = "it could not be settled" if row["state"] == "failed" else "nobody has settled it in time"
                 await run.unread("books", row["id"], f"read from Stripe, and not taken into the books: {state}")

@@ -80,7 +80,7 @@ class Planner:
     ) -> list[tuple[Judgement, Judgement]]:
         """Each person's judgement by the books, and by the books with what was found laid over them."""
         before_us = set(seen)
-        for _ in range(LOOK_UP_ROUNDS):
+        for last in (*[False] * LOOK_UP_ROUNDS, True):  # after the last reading everybody is judged once more
             seen_now = set(before_us)
             becomes, wanted = [], set[tuple[str, str]]()
             async for person in persons_of(self.run.conn, self.run.realm, customers, seen_now, run=self.run.id):
@@ -92,7 +92,7 @@ class Planner:
             have = {row["id"] for row in known} | self._asked_for
             unread = [(kind, id_) for kind, id_ in unread if id_ not in have and kind in READABLE]
             self._asked_for |= {id_ for _, id_ in unread}
-            if not unread:
+            if not unread or last:
                 break
             self.planned.looked_up += len(unread)
             await reread(self.run, self.gateway, unread)

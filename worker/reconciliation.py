@@ -274,7 +274,10 @@ class Reconciliation:
         unshown = [row for row in unequal if row["unshown"]]
         if len(unequal) > UNSEEN_AT_MOST:
             async with run.transaction():
-                why = f"more than {UNSEEN_AT_MOST} objects of the books are on none of Stripe's lists: is this key another account's?"
+                why = (
+                    f"more than {UNSEEN_AT_MOST} objects are in the books and on none of Stripe's lists, or otherwise than"
+                    " listed: is this key another account's?"
+                )
                 await run.unread("books", "unshown", why)
             unshown = unshown[:UNSEEN_AT_MOST]
         sources = await unknown_sources(run.conn, run.id, self.realm, UNSEEN_AT_MOST)

@@ -365,6 +365,7 @@ async def test_what_could_not_be_settled_makes_the_run_incomplete(settings: Sett
         report = await run(settings, pool, stripe)
         assert (report.result, report.exit) == ("incomplete", 2)
         assert [(u.list, u.what) for u in report.unread] == [("books", first)]
+        assert await pool.fetchval("select state from found where id = $1", first) == "failed"
 
 
 async def test_a_writer_that_keeps_no_digest_leaves_none_that_lies(settings: Settings, pool: Pool) -> None:

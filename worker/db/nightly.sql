@@ -183,7 +183,7 @@ select distinct subject from decisions where realm = :realm and subject = any(:s
 
 -- name: begin_healing!
 with given as (update runs set matched = :matched where id = :run)
-update found set state = 'heal' where run = :run and state = 'staged';
+update found set state = 'heal' where run = :run and state in ('staged', 'failed');
 
 -- name: matched_before$
 select matched from runs where id = :run;
@@ -214,6 +214,10 @@ select exists (select from found where run = :run and state = 'heal') as facts,
        exists (select from lookups where realm = :realm and state = 'waiting' and next_at <= now()) as lookups,
        exists (select from actions where realm = :realm and state in ('planned', 'sending') and next_at <= now()
          and not coalesce((select is_on from switches where name = 'refunds_paused'), false)) as actions;
+
+-- name: forgive_unhealed!
+-- An attempt that is taken up again looks for itself what is still not in the books.
+delete from unread where run = :run and list = 'books' and what in (select id from found where run = :run);
 
 -- name: unhealed_facts
 -- What could not be settled, or has not been in time: it was read, and it is not in the books.
