@@ -40,6 +40,10 @@ class Settings(BaseSettings):
     api_tokens: SecretStr | None = Field(default=None, validation_alias=_named("FINALSALE_API_TOKENS"))
 
     public_url: str | None = Field(default=None, validation_alias=_named("FINALSALE_PUBLIC_URL"))
+    console: Literal["on", "off", "only"] = Field(default="on", validation_alias=_named("FINALSALE_CONSOLE"))
+    console_url: str | None = Field(default=None, validation_alias=_named("FINALSALE_CONSOLE_URL"))
+    alert_private_hosts: str | None = Field(default=None, validation_alias=_named("FINALSALE_ALERT_PRIVATE_HOSTS"))
+    retention_days: int = Field(default=90, ge=30, le=3650, validation_alias=_named("FINALSALE_RETENTION_DAYS"))
 
     bind: str = Field(default="0.0.0.0", validation_alias=_named("FINALSALE_BIND"))  # noqa: S104 - a web server is meant to be reached
     port: int = Field(default=8080, ge=0, le=65535)

@@ -1,0 +1,1 @@
+-- The audit chain over decisions, actions, entries and acts, and the policy versions that were in force. Only adds: the previous release keeps working on this schema.

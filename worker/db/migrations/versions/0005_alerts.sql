@@ -1,0 +1,1 @@
+-- What people are told: the outbox of alerts, with their routes and steps. Only adds: the previous release keeps working on this schema.

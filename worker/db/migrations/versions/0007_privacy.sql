@@ -1,0 +1,1 @@
+-- Retention of payloads, and erasure of a customer's personal data. Only adds: the previous release keeps working on this schema.
