@@ -38,7 +38,7 @@ AWAITED = ("needs_response", "warning_needs_response", "appeal_needs_response")
 CLOSED = ("won", "lost", "prevented", "warning_closed")
 KNOWN = frozenset([*INQUIRIES, *AWAITED, *CLOSED, "under_review", "appeal_under_review"])
 
-_BY_ITSELF = {
+BY_ITSELF = {
     None: "Stripe submits no answer of its own",
     "manual": "Stripe submits no answer of its own",
     "prefer_manual": "where no evidence was given, Stripe may answer by itself (Smart Disputes)",
@@ -274,7 +274,7 @@ class _Case:
         if not self.dispute.due_by:
             return unknown or "It cannot be challenged."
         method = self.dispute.intended_submission_method
-        by_itself = _BY_ITSELF.get(method, f"what Stripe then does ({method}) is not known to this release")
+        by_itself = BY_ITSELF.get(method, f"what Stripe then does ({method}) is not known to this release")
         return f"{unknown} Evidence is due by {when(self.dispute.due_by)}; {by_itself}.".strip()
 
     def _if_unanswered(self) -> str:

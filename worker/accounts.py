@@ -233,6 +233,7 @@ async def _save_alerts(conn: Connection, realm: str, judgements: Sequence[Judgem
     """Raise what is new, say anew what changed, resolve what is gone."""
     raised: list[Alert] = []
     gone: list[str] = []
+    fresh: dict[str, Alert] = {}
     wanted = {cause for judgement in judgements for cause in judgement.alerts}
     for judgement in judgements:
         held = {c: alert for customer in judgement.accounts for c, alert in books.alerts.get(customer, {}).items()}
@@ -240,11 +241,13 @@ async def _save_alerts(conn: Connection, realm: str, judgements: Sequence[Judgem
             if held.get(cause) != AlertHeld(str(alert.severity), alert.sentence):
                 raised.append(alert)
                 if cause not in held:
-                    say = log.info if alert.severity is Severity.NOTE else log.warning
-                    say("alert.raised", kind=alert.kind, severity=str(alert.severity), subject=alert.subject)
+                    fresh[cause] = alert
         gone += [cause for cause in held if cause not in wanted]
     if raised:
         rows = sorted((a.cause, a.kind, str(a.severity), a.customer, a.subject, a.sentence) for a in raised)
-        await conn.execute(queries.raise_alerts.sql, realm, *columns(rows))
+        said = {row["cause"] for row in await conn.fetch(queries.raise_alerts.sql, realm, *columns(rows))}
+        for alert in (alert for cause, alert in fresh.items() if cause in said):
+            say = log.info if alert.severity is Severity.NOTE else log.warning
+            say("alert.raised", kind=alert.kind, severity=str(alert.severity), subject=alert.subject)
     if gone:
         await conn.execute(queries.resolve_alerts.sql, realm, sorted(gone))

@@ -18,6 +18,7 @@ import structlog
 from handlers.account import OPERATOR_HOLD, Account, Act, ActKind
 from handlers.customer import CustomerId, Dispute, DisputeId, Seconds, SubscriptionId, at, decode
 from handlers.decisions import as_json
+from worker import audit
 from worker.db import Connection, queries
 from worker.reading import Document, NotFound, fetch
 from worker.review import ActRefused, named, said_why
@@ -50,7 +51,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """EXTEND: so many days after its present end, or from now where that has passed."""
 
 
-async def carry_out(conn: Connection, realms: Sequence[str], wish: Wish) -> Document:
+async def carry_out(conn: Connection, realms: Sequence[str], wish: Wish, *, via: str = "cli") -> Document:
     """Write the act down, for a worker to judge the customer anew. Must run inside a transaction.
 
     Raises NotFound (customer, dispute or subscription), ActRefused (no name or reason, nothing to do, another act under
@@ -75,10 +76,27 @@ async def carry_out(conn: Connection, realms: Sequence[str], wish: Wish) -> Docu
     )
     assert saved is not None, "an act's id is looked for under the customer's lock"
     await queries.wake_later(conn, realm=realm, customer=act.customer, due_at=moment)
+    await _record(conn, realm, act, via)
     log.info(
         "act.done", act_id=act.id, kind=str(act.kind), customer=act.customer, subject=act.dispute or act.subscription
     )
     return await outcome(conn, realm, act, repeated=False)
+
+
+async def _record(conn: Connection, realm: str, act: Act, via: str) -> None:
+    row = await queries.account_now(conn, realm=realm, customer=act.customer)
+    facts = {"dispute": act.dispute, "subscription": act.subscription, "credits": act.credits, "until": act.until}
+    await audit.record(
+        conn,
+        realm,
+        by=act.by,
+        via=via,
+        act=f"customers.{act.kind}",
+        subject=act.customer,
+        reason=act.reason,
+        before={"standing": row["standing"], "access_until": row["access_until"]} if row else None,
+        after={"id": act.id, "case": act.case, **{name: told for name, told in facts.items() if told}},
+    )
 
 
 async def seen(conn: Connection, realms: Sequence[str], document: Document) -> Document:

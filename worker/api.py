@@ -261,7 +261,7 @@ async def open_case(api: Api, call: Call) -> tuple[int, Case]:
     try:
         async with transaction(api.pool, timeout_s=POOL_WAIT_S) as conn:
             now = await queries.case_moment(conn, realm=call.realm)
-            case = await cases.open_case(conn, api.policy, call.realm, asked, by=call.bearer.name)
+            case = await cases.open_case(conn, api.policy, call.realm, asked, by=call.bearer.name, via="app")
     except cases.CaseConflict as error:
         raise Refusal(Code.OTHER_REQUEST, str(error), field="request_key") from None
     except cases.CaseInvalid as error:

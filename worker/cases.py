@@ -26,6 +26,7 @@ from handlers.cases import (
 from handlers.customer import CustomerFile, CustomerId, decode_known
 from handlers.decisions import Decision, Money, Verdict
 from handlers.terms import CaseTerms, Policy
+from worker import audit
 from worker.db import Connection, queries
 from worker.errors import Permanent
 from worker.reading import Document, NotFound, acts_by_decision, fetch
@@ -55,7 +56,9 @@ class CaseConflict(Permanent):
 # opening -----------------------------------------------------------------------------------------------------------------
 
 
-async def open_case(conn: Connection, policy: Policy, realm: str, request: CaseRequest, *, by: str) -> Document:
+async def open_case(
+    conn: Connection, policy: Policy, realm: str, request: CaseRequest, *, by: str, via: str = "cli"
+) -> Document:
     """Open a case and evaluate it at once; the same request under the same key opens none and returns the first one.
 
     Must run inside a transaction. `by` is the operator, or the name of the app's token. Raises CaseInvalid, CaseConflict.
@@ -85,6 +88,8 @@ async def open_case(conn: Connection, policy: Policy, realm: str, request: CaseR
             raise CaseConflict(f"The request key was used for {row['id']}, which asks something else.")
         return await show_case(conn, [realm], row["id"])
     await queries.save_case_act(conn, case_id=id_, act="open", by_name=name, text=evaluation.summary)
+    after = {"customer": evaluation.customer, "about": request.about, "verdict": str(evaluation.verdict)}
+    await audit.record(conn, realm, by=name, via=via, act="case.open", subject=id_, after=after)
     log.info("case.opened", case_id=id_, about=request.about, clause=evaluation.clause, verdict=str(evaluation.verdict))
     return await show_case(conn, [realm], id_)
 
@@ -174,7 +179,7 @@ async def show_case(conn: Connection, realms: Sequence[str], id_: str) -> Docume
     row = await queries.read_case(conn, id=await _find(conn, realms, id_))
     case = _case(row)
     acts = await fetch(conn, queries.read_case_acts, case_id=row["id"])
-    return _document(row, case) | {
+    return case_document(row) | {
         "email": case.request.email,
         "description": case.request.description,
         "draft_answer": case.evaluation.draft_answer,
@@ -195,10 +200,12 @@ async def list_cases(
 ) -> list[Document]:
     """Cases, those that wait first and the soonest due at the top. E-mail addresses are masked."""
     asked = {"realms": list(realms), "state": state, "assigned": assigned, "overdue": overdue, "most": limit}
-    return [_document(row, _case(row)) for row in await fetch(conn, queries.list_cases, **asked)]
+    return [case_document(row) for row in await fetch(conn, queries.list_cases, **asked)]
 
 
-def _document(row: asyncpg.Record, case: Case) -> Document:
+def case_document(row: asyncpg.Record) -> Document:
+    """One row as lists show it: its e-mail address is masked."""
+    case = _case(row)
     request, evaluation = case.request, case.evaluation
     return {
         "id": row["id"],
@@ -252,35 +259,44 @@ async def _find(conn: Connection, realms: Sequence[str], id_: str) -> str:
 # what people do about them -----------------------------------------------------------------------------------------------
 
 
-async def assign(conn: Connection, realms: Sequence[str], id_: str, *, to: str, by: str) -> Document:
+async def assign(conn: Connection, realms: Sequence[str], id_: str, *, to: str, by: str, via: str = "cli") -> Document:
     """Say who answers it. Must run inside a transaction, like every act. Raises NotFound, ActRefused."""
     row, name = await _locked(conn, realms, id_), named(by)
     whom = named(to)
     if row["state"] == "closed":
         raise ActRefused(f"{row['id']} is closed: reopen it first with `finalsale cases reopen {row['id']} --by NAME`.")
     await queries.assign_case(conn, id=row["id"], assigned_to=whom)
-    return await _acted(conn, row, "assign", name, whom)
+    return await _acted(conn, row, "assign", name, whom, via)
 
 
-async def note(conn: Connection, realms: Sequence[str], id_: str, *, text: str, by: str) -> Document:
+async def note(conn: Connection, realms: Sequence[str], id_: str, *, text: str, by: str, via: str = "cli") -> Document:
     """Write something down about it; nothing else changes. Raises NotFound, ActRefused."""
     name, said = named(by), said_why(text)
     if not said:
         raise ActRefused("The note is empty: write it with --note TEXT.")
-    return await _acted(conn, await _locked(conn, realms, id_), "note", name, said)
+    return await _acted(conn, await _locked(conn, realms, id_), "note", name, said, via)
 
 
-async def reevaluate(conn: Connection, policy: Policy, realms: Sequence[str], id_: str, *, by: str) -> Document:
+async def reevaluate(
+    conn: Connection, policy: Policy, realms: Sequence[str], id_: str, *, by: str, via: str = "cli"
+) -> Document:
     """Evaluate an open case again, by what is known now. Raises NotFound, ActRefused."""
     row, name = await _locked(conn, realms, id_), named(by)
     _refuse_unless(row, "open")
     evaluation = await _evaluated(conn, policy, row)
     await _write(conn, row, msgspec.structs.replace(_case(row), evaluation=evaluation))
-    return await _acted(conn, row, "evaluate", name, evaluation.summary)
+    return await _acted(conn, row, "evaluate", name, evaluation.summary, via)
 
 
 async def answer(
-    conn: Connection, policy: Policy, realms: Sequence[str], id_: str, *, by: str, text: str | None = None
+    conn: Connection,
+    policy: Policy,
+    realms: Sequence[str],
+    id_: str,
+    *,
+    by: str,
+    text: str | None = None,
+    via: str = "cli",
 ) -> Document:
     """Answer an open case with these words, or with the draft if it is still what the policy says; the clock stops.
 
@@ -303,12 +319,13 @@ async def answer(
     answered = msgspec.structs.replace(case, answer=said)
     await queries.answer_case(conn, id=row["id"], body=msgspec.json.encode(answered))
     await _quiet(conn, row)
-    return await _acted(
-        conn, row, "answer", name, "with the draft" if text is None else "in other words than the draft"
-    )
+    told = "with the draft" if text is None else "in other words than the draft"
+    return await _acted(conn, row, "answer", name, told, via)
 
 
-async def close(conn: Connection, realms: Sequence[str], id_: str, *, by: str, text: str = "") -> Document:
+async def close(
+    conn: Connection, realms: Sequence[str], id_: str, *, by: str, text: str = "", via: str = "cli"
+) -> Document:
     """Close it; where it was never answered, only with a reason. Raises NotFound, ActRefused."""
     row, name, said = await _locked(conn, realms, id_), named(by), said_why(text)
     _refuse_unless(row, "open", "answered")
@@ -316,11 +333,11 @@ async def close(conn: Connection, realms: Sequence[str], id_: str, *, by: str, t
         raise ActRefused(f"{row['id']} was not answered: answer it, or say with --note TEXT why it needs no answer.")
     await queries.close_case(conn, id=row["id"])
     await _quiet(conn, row)
-    return await _acted(conn, row, "close", name, said)
+    return await _acted(conn, row, "close", name, said, via)
 
 
 async def reopen(
-    conn: Connection, policy: Policy, realms: Sequence[str], id_: str, *, by: str, text: str = ""
+    conn: Connection, policy: Policy, realms: Sequence[str], id_: str, *, by: str, text: str = "", via: str = "cli"
 ) -> Document:
     """Open it again with a new clock and a new evaluation. Raises NotFound, ActRefused."""
     row, name, said = await _locked(conn, realms, id_), named(by), said_why(text)
@@ -332,7 +349,7 @@ async def reopen(
     alert_at = max(due_at - timedelta(seconds=terms.alert_before), row["now"])
     body = msgspec.json.encode(case)
     await queries.reopen_case(conn, id=row["id"], due_at=due_at, alert_at=alert_at, body=body)
-    return await _acted(conn, row, "reopen", name, said)
+    return await _acted(conn, row, "reopen", name, said, via)
 
 
 async def _locked(conn: Connection, realms: Sequence[str], id_: str) -> asyncpg.Record:
@@ -360,11 +377,16 @@ async def _write(conn: Connection, row: asyncpg.Record, case: Case) -> None:
     await queries.write_case(conn, id=row["id"], customer=case.evaluation.customer, body=msgspec.json.encode(case))
 
 
-async def _acted(conn: Connection, row: asyncpg.Record, act: str, name: str, text: str) -> Document:
-    """Write the act down, and return the case as it is now."""
+async def _acted(conn: Connection, row: asyncpg.Record, act: str, name: str, text: str, via: str) -> Document:
+    """Write the act down, and return the case as it is now. Its words stay with the case: the audit has its state alone."""
     await queries.save_case_act(conn, case_id=row["id"], act=act, by_name=name, text=text)
     log.info("case.acted", case_id=row["id"], act=act)
-    return await show_case(conn, [row["realm"]], row["id"])
+    now = await show_case(conn, [row["realm"]], row["id"])
+    kept = ("state", "assigned_to", "due_at")
+    before, after = ({part: of[part] for part in kept} for of in (row, now))
+    told: Document = {"by": name, "via": via, "act": f"case.{act}", "subject": row["id"]}
+    await audit.record(conn, row["realm"], before=before, after=after, **told)
+    return now
 
 
 # the clock ---------------------------------------------------------------------------------------------------------------

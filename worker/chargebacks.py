@@ -6,7 +6,7 @@ Evidence is staged with `submit=false` and only when a person says so; submittin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from handlers.customer import CustomerFile, Dispute, at, decode
 from handlers.decisions import Decision, as_json
 from handlers.evidence import Draft, draft
 from handlers.terms import Policy
+from worker import audit, review
 from worker.db import Connection, queries
 from worker.reading import Document, NotFound, acts_by_decision, decision_document, decoded, fetch
 from worker.review import ActRefused
@@ -36,7 +37,8 @@ class Drafted(msgspec.Struct, frozen=True, kw_only=True):
 async def disputes(conn: Connection, realms: Sequence[str], *, over: bool = False) -> list[Document]:
     """Disputes that wait for a person, then those that are open, the nearest deadline first; with `over` all of them."""
     found = []
-    for row in await fetch(conn, queries.dispute_decisions, realms=list(realms)):
+    statement = queries.dispute_decisions if over else queries.open_dispute_decisions
+    for row in await fetch(conn, statement, realms=list(realms)):
         fact, waits = decode(row["fact"]), row["verdict"] == "review"
         if isinstance(fact, Dispute) and (over or waits or fact.status not in CLOSED):
             found.append(_document(fact) | {"customer": row["customer"], "waits_for_a_person": waits})
@@ -89,6 +91,15 @@ def staging(found: Drafted) -> tuple[dict[str, str], str]:
     # Stripe's own last word counts too: a draft that is staged again after another one is a request of its own
     digest = hashlib.sha256(as_json((dispute.as_of, fields))).hexdigest()[:24]
     return fields, f"finalsale:evidence:{dispute.id}:{digest}"
+
+
+async def staged(conn: Connection, found: Drafted, fields: Collection[str], *, by: str, via: str = "cli") -> None:
+    """Write down who staged which fields at Stripe. Must run inside a transaction. Raises NotFound, ActRefused."""
+    told = f"evidence staged by {by}, not submitted: {', '.join(sorted(fields))}"
+    await review.note(conn, [found.realm], found.dispute.id, by=by, text=told, via=via)
+    after = {"fields": sorted(fields), "submitted": False}
+    named: Document = {"by": by, "via": via, "act": "chargeback.stage", "subject": found.dispute.id}
+    await audit.record(conn, found.realm, after=after, **named)
 
 
 def _document(dispute: Dispute) -> dict[str, Any]:

@@ -18,17 +18,20 @@ from worker import reading, review, show, show_story
 from worker.cli_accounts import chargebacks_app, credits_app
 from worker.cli_accounts import register as register_acts
 from worker.cli_app import tokens
+from worker.cli_audit import audit_app
 from worker.cli_cases import cases
 from worker.cli_doctor import doctor
+from worker.cli_examples import teach
 from worker.cli_notices import alerts_app, notices_app
+from worker.cli_operator import operator_app
 from worker.cli_outages import outage
+from worker.cli_privacy import erase
 from worker.cli_reconcile import reconcile
 from worker.cli_runs import runs
-from worker.db import queries
 from worker.desk import Desk, ask, settings_of_environment, with_database
 from worker.errors import FinalsaleError
 from worker.log import get_logger
-from worker.options import By, Json, Limit, Note
+from worker.options import By, ByLogin, Json, Limit, Note, login
 from worker.settings import Settings
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -66,15 +69,17 @@ refunds = App(name="refunds", help="Every refund, and the switch that stops them
 single_customers = App(name="customers", help="Single customers.", group=READING)
 policy = App(name="policy", help="The policy file in use.", group=READING)
 register_acts(single_customers)
-for part in (credits_app, chargebacks_app, outage, cases, tokens):
+single_customers.command(erase)
+for part in (credits_app, chargebacks_app, outage, cases, tokens, operator_app):
     part.group = (DECIDING,)
-for part in (alerts_app, notices_app, runs):
+for part in (alerts_app, audit_app, notices_app, runs):
     part.group = (READING,)
 for part in (
     events,
     single_customers,
     policy,
     alerts_app,
+    audit_app,
     notices_app,
     runs,
     reviews,
@@ -83,7 +88,7 @@ for part in (
     chargebacks_app,
 ):
     app.command(part)
-for part in (outage, cases, tokens):
+for part in (outage, cases, tokens, operator_app):
     app.command(part)
 
 
@@ -294,24 +299,13 @@ def show_event(
 def replay(
     *ids: Annotated[str, Parameter(name="ID")],
     state: Annotated[Literal["dead", "quarantined"] | None, Parameter(help="All events in this state.")] = None,
+    by: ByLogin = None,
     as_json: Json = False,
 ) -> None:
     """Let events be worked on again, from the beginning. Harmless: the same facts again change nothing."""
-    if bool(ids) == bool(state):
-        raise reading.NotUnderstood("Name the events to replay, or a --state (dead or quarantined), not both.")
+    from worker.replay import replay_events
 
-    async def again(desk: Desk) -> list[str]:
-        if state:
-            return [row["event_id"] for row in await reading.fetch(desk.conn, queries.replay_state, state=state)]
-        rows = await reading.fetch(desk.conn, queries.replay_events, ids=list(ids))
-        found = [row["event_id"] for row in rows]
-        if missing := [id_ for id_ in ids if id_ not in found]:
-            raise reading.NotFound(
-                f"Nothing was replayed: {', '.join(missing)} is not here, waits already, or is another mode's event."
-            )
-        return found
-
-    replayed = ask(again, change=True)
+    replayed = ask(lambda d: replay_events(d.conn, ids=ids, state=state, by=login(by)), change=True)
     _answer({"replayed": replayed}, as_json, lambda _: show.say(f"{len(replayed)} events wait again."))
 
 
@@ -469,6 +463,24 @@ def _switch(*, on: bool, by: str, reason: str, as_json: bool) -> None:
 
     sentence = "Refunds are paused: nothing is sent to Stripe." if on else "Refunds go again."
     _answer(ask(act, change=True), as_json, lambda _: show.say(sentence))
+
+
+# help --------------------------------------------------------------------------------------------------------------------
+
+
+@app.command(group="Help")
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(name="SHELL")], /) -> None:
+    """Print the script that completes commands and options with the Tab key. Changes nothing.
+
+    `finalsale --install-completion` puts it where the shell finds it.
+    """
+    sys.stdout.write(app.generate_completion(shell=shell))
+
+
+app.register_install_completion_command(
+    group="Help", help="Put the completion script where this shell finds it, and name it in the shell's startup file."
+)
+teach(app)
 
 
 # the way out -------------------------------------------------------------------------------------------------------------

@@ -364,8 +364,7 @@ def _stage(found: chargebacks.Drafted, by: str) -> reading.Document:
             await gateway.aclose()
 
     asyncio.run(send())
-    told = f"evidence staged by {name}, not submitted: {', '.join(sorted(fields))}"
-    ask(lambda d: review.note(d.conn, [found.realm], found.dispute.id, by=name, text=told), change=True)
+    ask(lambda d: chargebacks.staged(d.conn, found, fields, by=name), change=True)
     return {"staged": True, "by": name, "fields": sorted(fields)}
 
 

@@ -61,7 +61,7 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """Refuse a token from now on. Every web process hears of it within two seconds."""
-    ended = ask(lambda desk: bearer_tokens.revoke(desk.conn, which), change=True)
+    ended = ask(lambda desk: bearer_tokens.revoke(desk.conn, which, by=by), change=True)
     for one in ended:
         log.info("api_token.revoked", token_id=one["id"], by=by)
     if as_json:

@@ -1,4 +1,4 @@
-"""`finalsale doctor`: whether this deployment is well, what to do where it is not, and the repair of its webhook endpoint."""
+"""`finalsale doctor`: whether this deployment is well, what to do where it is not, the endpoint's repair, the key and the grants."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from worker import show
+from worker import grants, recipe, show
 from worker.doctor import examine, exit_code
+from worker.doctor_place import try_routes
 from worker.endpoint import Check, State, fix_endpoint
 from worker.errors import FinalsaleError, SettingsInvalid
 from worker.log import configure, get_logger
@@ -30,6 +31,14 @@ def doctor(
         bool,
         Parameter(name="--fix-endpoint", negative="", help="First enable, complete or create the webhook endpoint."),
     ] = False,
+    test_alerts: Annotated[bool, Parameter(negative="", help="Send a test message over every alert route.")] = False,
+    recipe_: Annotated[
+        bool,
+        Parameter(name="--recipe", negative="", help="Print the restricted key to make at Stripe, and nothing else."),
+    ] = False,
+    grants_: Annotated[
+        bool, Parameter(name="--grants", negative="", help="Print the SQL of the least privileges, and nothing else.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Look at everything that this deployment needs, and say what to do. Exit code 0: all well, 1: warnings, 2: something fails.
@@ -37,6 +46,8 @@ def doctor(
     --fix-endpoint enables our endpoint at Stripe and adds the event types that it lacks; it never removes any. Where there is
     none and FINALSALE_PUBLIC_URL is set, it creates one and shows its signing secret, once, on the terminal.
     """
+    if recipe_ or grants_:
+        return _printed(recipe_, grants_, as_json)
     try:
         settings = read_settings()
     except SettingsInvalid as invalid:
@@ -56,7 +67,35 @@ def doctor(
                 show.say(" ".join(document["fixed"]) or "Nothing is to be repaired at the endpoint.")
                 show.say()
     checks += asyncio.run(examine(settings))
+    if test_alerts:
+        checks += asyncio.run(try_routes(settings))
     return _answer({"checks": checks, **document}, checks, as_json)
+
+
+def _printed(key: bool, privileges: bool, as_json: bool) -> int:
+    """What is only shown, and needs no deployment."""
+    document = (recipe.document() if key else {}) | ({"grants": grants.statements()} if privileges else {})
+    if as_json:
+        show.json_document(document)
+        return 0
+    if key:
+        _recipe()
+    if privileges:
+        sys.stdout.write(grants.script())
+    return 0
+
+
+def _recipe() -> None:
+    """The form at Stripe, row by row."""
+    show.say(
+        "In the Dashboard: Developers > API keys > Create restricted key. Two keys, according to what it shall be able to do:"
+    )
+    show.say(
+        "`to watch` can change nothing; `to work` also sends what was decided. What is not named here stays at none."
+    )
+    columns = ("resource", "to watch", "to work", "why")
+    show.table(columns, [(row.name, row.watch, row.work, row.why) for row in recipe.RECIPE], "")
+    show.say(f"Which permission an endpoint needs: {recipe.SOURCE}.")
 
 
 async def _fix(settings: Settings, show_secret: Callable[[str], None] | None) -> list[str]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import App, Parameter
 
-from worker import notices, reading, show
-from worker.desk import Desk, ask
-from worker.options import Json, Limit
+from worker import alerts, notices, reading, show
+from worker.alert_routes import read_routes, routes_of
+from worker.desk import Desk, ask, settings_of_environment
+from worker.options import By, ByLogin, Json, Limit, Note, login
 
 notices_app = App(name="notices", help="Signed notices to the merchant's app: what it was told and what waits.")
 alerts_app = App(name="alerts", help="What people should hear of: chargebacks, deadlines, refunds by hand, failures.")
 
 State = Literal["waiting", "sent", "failed", "held"]
+Severity = Literal["critical", "warning", "note"]
+NOBODY_IS_TOLD = "No routes are set, so nobody is told: set FINALSALE_ALERT_URLS."
 PAGE = 50
 """Rows of a table where no --limit is given; a JSON document has them all."""
 
@@ -63,6 +67,7 @@ def replay(
     customer: str | None = None,
     since: str | None = None,
     state: State | None = None,
+    by: ByLogin = None,
     as_json: Json = False,
 ) -> None:
     """Send notices again, in their old order, under their old ids: an app that has seen one passes over it.
@@ -80,7 +85,7 @@ def replay(
 
     async def again(desk: Desk) -> list[str]:
         asked: dict[str, Any] = {"customer": customer, "since": moment, "state": state}
-        return await notices.replay(desk.conn, desk.realms, ids=ids, **asked)
+        return await notices.replay(desk.conn, desk.realms, ids=ids, by=login(by), **asked)
 
     replayed = ask(again, change=True)
     if as_json:
@@ -102,9 +107,92 @@ def list_alerts(
     if as_json:
         show.json_document(rows)
         return
-    columns = ("severity", "since", *(("over since",) if resolved else ()), "subject", "what")
-    cells = ("severity", "raised_at", *(("resolved_at",) if resolved else ()), "subject", "sentence")
-    show.table(columns, (_cells(row, *cells) for row in rows), "Nothing needs anybody's attention.")
+    columns = ("severity", "since", *(("over since",) if resolved else ()), "told", "acknowledged", "subject", "what")
+    cells = ("severity", "raised_at", *(("resolved_at",) if resolved else ()))
+    show.table(
+        columns,
+        ([*_cells(row, *cells), _told(row), row["acked_by"], *_cells(row, "subject", "sentence")] for row in rows),
+        "Nothing needs anybody's attention.",
+    )
+
+
+@alerts_app.command(name="show")
+def show_alert(cause: Annotated[str, Parameter(name="CAUSE")], /, *, as_json: Json = False) -> None:
+    """One alert, and who was told of it: over which route, when, and what became of each message."""
+    found = ask(lambda d: alerts.shown(d.conn, d.realms, cause))
+    if as_json:
+        show.json_document(found)
+        return
+    columns = ("told", "route", "what", "state", "message", "what went wrong")
+    for alert in found:
+        show.fields((name.replace("_", " "), value) for name, value in alert.items() if name != "deliveries")
+        show.say()
+        show.table(columns, map(_delivery, alert["deliveries"]), "Nobody was told of it.")
+
+
+@alerts_app.command
+def ack(cause: Annotated[str, Parameter(name="CAUSE")], /, *, by: By, note: Note = "", as_json: Json = False) -> None:
+    """Say that you have seen an alert and see to it: nobody is reminded of it until it comes back or grows worse.
+
+    Parameters
+    ----------
+    cause
+        As `finalsale alerts list --json` names it, or all.
+    """
+    acked = ask(lambda d: alerts.acknowledge(d.conn, d.realms, cause, by, note), change=True)
+    if as_json:
+        show.json_document({"acknowledged": acked})
+    else:
+        show.say(f"{len(acked)} alerts are {by}'s now.")
+
+
+@alerts_app.command
+def routes(*, as_json: Json = False) -> None:
+    """The routes that alerts go over, by names without their secrets: what each hears, and how sending went within seven days."""
+    rows = ask(lambda d: alerts.routes_state(d.conn, d.settings, read_routes(d.settings)))
+    if as_json:
+        show.json_document(rows)
+        return
+    columns = ("route", "hears", "sent", "waiting", "failed", "last sent", "what went wrong")
+    cells = ("sent", "waiting", "failed", "last_sent", "error")
+    show.table(
+        columns, ([row["route"], ", ".join(row["severities"]), *_cells(row, *cells)] for row in rows), NOBODY_IS_TOLD
+    )
+
+
+@alerts_app.command(name="test")
+def send_test(*, severity: Severity | None = None, as_json: Json = False) -> None:
+    """Send a test message over every route and say how it went; exit code 1 where one does not work, or none is set.
+
+    Parameters
+    ----------
+    severity
+        Only over the routes that hear of this one.
+    """
+    settings = settings_of_environment()
+    rows = asyncio.run(alerts.try_routes(settings, routes_of(settings), severity))
+    if as_json:
+        show.json_document(rows)
+    else:
+        show.table(("route", "got it", "what went wrong"), (_tried(row) for row in rows), NOBODY_IS_TOLD)
+    if not rows or not all(row["sent"] for row in rows):
+        raise SystemExit(1)
+
+
+def _tried(row: reading.Document) -> list[object]:
+    return [row["route"], "yes" if row["sent"] else "no", row["problem"]]
+
+
+def _told(row: reading.Document) -> str | None:
+    if row["told_at"] is None:
+        return None
+    reminders = f", reminded {row['told_step']} times" if row["told_step"] else ""
+    return f"{show.when(row['told_at'])}{reminders}"
+
+
+def _delivery(row: reading.Document) -> list[object]:
+    state = row["dropped"] or row["state"] or "gathered into the next message"
+    return [row["sent_at"], row["route"], f"{row['severity']}, {row['step']}", state, row["message"], row["error"]]
 
 
 def _cells(row: reading.Document, *names: str) -> list[object]:

@@ -6,8 +6,10 @@ A batch that fails is bisected until the bad event stands alone; what only met a
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -15,12 +17,14 @@ import structlog
 
 from handlers.customer import AnyFact
 from handlers.events import Gap, Hint, Unreadable, parse_event
-from worker.db import Connection, Pool, queries, transaction
+from worker import tracing
+from worker.db import Connection, Pool, columns, queries, transaction
 from worker.errors import DatabaseUnavailable
 from worker.failpoint import failpoint
 from worker.gaps import note_gaps
 from worker.inbox import unpack
 from worker.judging import ONE_STEP, Court, path_of, want
+from worker.metrics import count_settled, counts
 from worker.settle import Overtaken, Settled, settle
 
 BATCH = 200
@@ -68,6 +72,7 @@ class _Bisect(Exception):
 async def _bisect(pool: Pool, court: Court, event_ids: list[str], cause: Exception) -> int:
     if len(event_ids) == 1:
         log.error("event.failed", event_id=event_ids[0], error=type(cause).__name__)
+        counts.add("finalsale_drain_events", "failed")
         async with transaction(pool) as connection:
             await queries.postpone_event(
                 connection, event_id=event_ids[0], max_attempts=MAX_ATTEMPTS, error=_our_words(cause)
@@ -113,18 +118,21 @@ async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str
     """One transaction: claim, read, settle, mark done. What only met another worker is tried again from the start."""
     for attempt in (1, 2, 3):
         claimed: list[str] = []
-        started = time.perf_counter()
+        began_ns = time.time_ns()
         try:
             async with transaction(pool) as connection:
                 rows = await _claim(connection, batch, event_ids)
                 if not rows:
                     return 0
                 claimed = [row["event_id"] for row in rows]
+                claimed_ns = time.time_ns()
                 failpoint("after_claim")
-                settled = await _settle_events(connection, court, rows)
+                settled, outcomes = await _settle_events(connection, court, rows)
+                judged_ns = time.time_ns()
                 failpoint("before_commit")
         except DatabaseUnavailable as unavailable:
             cause = unavailable.__cause__
+            counts.add("finalsale_drain_batches", "unavailable")
             if claimed and isinstance(cause, Exception) and is_about_these(cause):
                 raise _Bisect(claimed, cause) from cause
             raise  # nothing is known against the events: they stay as they are
@@ -134,22 +142,32 @@ async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str
             asyncpg.InvalidCachedStatementError,
             Overtaken,
         ) as error:
+            counts.add("finalsale_drain_batches", "again")
             if attempt == 3:
                 raise _Bisect(claimed, error) from error
             continue
         except Exception as error:
             if not claimed:
                 raise
+            counts.add("finalsale_drain_batches", "bisected")
             raise _Bisect(claimed, error) from error
         failpoint("after_commit")
-        log.info(
-            "drain.batch",
-            events=len(claimed),
-            **msgspec.structs.asdict(settled),
-            ms=round((time.perf_counter() - started) * 1000, 1),
-        )
+        took_s = (time.time_ns() - began_ns) / 1e9
+        _count(outcomes, settled, took_s)
+        if tracing.spans is not None:
+            told = [(row["realm"], row["event_id"], state) for row, state in zip(rows, outcomes, strict=True)]
+            tracing.spans.drained(told, began_ns, claimed_ns, judged_ns)
+        log.info("drain.batch", events=len(claimed), **msgspec.structs.asdict(settled), ms=round(took_s * 1000, 1))
         return len(claimed)
     raise AssertionError("unreachable")
+
+
+def _count(outcomes: Sequence[str], settled: Settled, took_s: float) -> None:
+    counts.add("finalsale_drain_batches", "done")
+    for outcome, many in Counter(outcomes).items():
+        counts.add("finalsale_drain_events", outcome, by=many)
+    counts.observe("finalsale_drain_seconds", took_s)
+    count_settled(settled.files, settled.decisions, settled.entries)
 
 
 def is_about_these(cause: BaseException | None) -> bool:
@@ -164,8 +182,17 @@ async def _claim(connection: Connection, batch: int, event_ids: list[str] | None
     return await connection.fetch(queries.claim_these_events.sql, event_ids)
 
 
-async def _settle_events(connection: Connection, court: Court, rows: Sequence[asyncpg.Record]) -> Settled:
-    facts: dict[str, list[AnyFact]] = defaultdict(list)
+class _Told(NamedTuple):
+    """What a batch of events says: by realm the facts, each with its event, and the hints; then of each event what became of it."""
+
+    facts: dict[str, list[tuple[AnyFact, str]]]
+    hints: dict[str, list[Hint]]
+    gaps: list[tuple[str, str, Gap, Hint | None]]
+    outcomes: list[tuple[str, str, str | None]]
+
+
+def _read(rows: Sequence[asyncpg.Record]) -> _Told:
+    facts: dict[str, list[tuple[AnyFact, str]]] = defaultdict(list)
     hints: dict[str, list[Hint]] = defaultdict(list)
     gaps: list[tuple[str, str, Gap, Hint | None]] = []
     outcomes: list[tuple[str, str, str | None]] = []
@@ -181,20 +208,31 @@ async def _settle_events(connection: Connection, court: Court, rows: Sequence[as
             continue
         outcomes.append((row["event_id"], "done", None))
         if told.fact is not None:
-            facts[row["realm"]].append(told.fact)
+            facts[row["realm"]].append((told.fact, row["event_id"]))
         elif told.hint is not None:
             hints[row["realm"]].append(told.hint)
         if told.gap is not None:
             gaps.append((row["realm"], row["event_id"], told.gap, told.hint))
+    return _Told(facts, hints, gaps, outcomes)
+
+
+async def _settle_events(
+    connection: Connection, court: Court, rows: Sequence[asyncpg.Record]
+) -> tuple[Settled, Sequence[str]]:
+    """What settling them brought, and of each event in its order what became of it: done or quarantined."""
+    read = _read(rows)
     total = Settled()
-    for realm, told_facts in sorted(facts.items()):  # sorted, as everything that takes locks
-        settled = await settle(connection, court, realm, told_facts)
+    for realm, told_facts in sorted(read.facts.items(), key=itemgetter(0)):  # sorted, as everything that takes locks
+        settled = await settle(connection, court, realm, [fact for fact, _ in told_facts])
         for name in Settled.__struct_fields__:
             setattr(total, name, getattr(total, name) + getattr(settled, name))
-    for realm, told_hints in sorted(hints.items()):
+        if tracing.spans is not None and settled.decisions:
+            causes = [(fact.id, event_id) for fact, event_id in told_facts]
+            await connection.execute(queries.save_causes.sql, *columns(causes), realm)
+    for realm, told_hints in sorted(read.hints.items()):
         await want(connection, realm, [(h.object_type, h.id, path_of(h.object_type, h.id), 0) for h in told_hints])
-    if gaps:
-        await note_gaps(connection, gaps)
-    ids, states, errors = zip(*outcomes, strict=True)
+    if read.gaps:
+        await note_gaps(connection, read.gaps)
+    ids, states, errors = zip(*read.outcomes, strict=True)
     await connection.execute(queries.settle_events.sql, list(ids), list(states), list(errors))
-    return total
+    return total, states

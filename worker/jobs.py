@@ -9,6 +9,7 @@ Only this file knows arq. Its job carries no truth: losing any or all of them co
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -26,7 +28,9 @@ from arq.worker import Worker, func
 
 from handlers.customer import AnyFact, decode_known
 from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
-from worker import errors
+from worker import audit, errors, tracing
+from worker.alert_routes import Route, routes_of
+from worker.alerts import AlertSender
 from worker.cases import alert_cases
 from worker.db import Pool, connect_pool, connection, queries, transaction
 from worker.db.migrations import KNOWN_REVISIONS
@@ -34,13 +38,16 @@ from worker.drain import drain, is_about_these
 from worker.errors import DatabaseUnavailable
 from worker.healing import heal_due
 from worker.judging import Court
+from worker.metrics import FLUSH_S, flush
 from worker.nightly import run_if_due
 from worker.notices import NoticeSender
 from worker.perform import Performer
+from worker.privacy import prune
 from worker.ring import FUNCTION, QUEUE, connect_redis
 from worker.settings import Settings
 from worker.settle import settle
 from worker.stripe_gateway import StripeGateway
+from worker.vigil import Vigil
 
 DRAINS = 2
 """Drain loops of one process: while one waits for Postgres, the other one judges."""
@@ -51,6 +58,12 @@ PERFORM_S = 0.5
 BEAT_S = 10.0
 NOTICES_S = 1.0
 CASES_S = 60.0
+VIGIL_S = 12.0
+ALERTS_S = 1.0
+RETENTION_S = 600.0
+AUDIT_S = 1.0
+AUDIT_LOOK_S = 60.0
+"""How often a worker asks whether the chain was verified within the last day."""
 NIGHTLY_LOOK_S = 60.0
 """How often a worker asks whether the newest nightly run is done."""
 STOP_WITHIN_S = 20.0
@@ -114,12 +127,15 @@ class WorkerProcess:
         )
         self.use(pool)
         self.notices = NoticeSender(self.pool, self.settings)
+        self.vigil = Vigil(self.pool, self.settings, self.gateway)
+        self.alerts = AlertSender(self.pool, self.settings, await asyncio.to_thread(routes_of, self.settings))
         log.info(
             "worker.started",
             mode=self.settings.mode,
             refunds=self.settings.refunds,
             policy=self.court.policy.version[-1].id,
         )
+        await self._keep_policy()
         await self._carefully_first()
         await self._beat_once()
         loops = [
@@ -130,6 +146,13 @@ class WorkerProcess:
             self._loop("nightly", self._nightly_once, None, NIGHTLY_LOOK_S),
             self._loop("notices", self._notices_once, None, NOTICES_S),
             self._loop("cases", self._cases_once, None, CASES_S),
+            self._loop("audit", self._chain_once, None, AUDIT_S),
+            self._loop("audit check", self._verify_once, None, AUDIT_LOOK_S),
+            self._loop("vigil", self.vigil.look, None, VIGIL_S),
+            self._loop("alerts", self.alerts.plan, None, ALERTS_S),
+            *(self._loop(f"alerts {r.name}", partial(self._alerts_once, r), None, ALERTS_S) for r in self.alerts.routes),
+            self._loop("metrics", self._flush_once, None, FLUSH_S),
+            self._loop("retention", self._prune_once, None, RETENTION_S),
             self._listen(),
         ]
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -146,6 +169,7 @@ class WorkerProcess:
             with suppress(DatabaseUnavailable, asyncpg.PostgresError, OSError, TimeoutError):
                 async with asyncio.timeout(2), connection(self.pool) as conn:
                     await queries.bury(conn, id=self.id)
+                    await flush(conn)
             self.pool.terminate()
             await self.gateway.aclose()
             await self.notices.aclose()
@@ -278,9 +302,38 @@ class WorkerProcess:
         while not self.stopping.is_set() and await self.notices.send_due():
             pass
 
+    async def _alerts_once(self, route: Route) -> None:
+        while not self.stopping.is_set() and await self.alerts.send_due(route):
+            pass
+
     async def _cases_once(self) -> None:
         async with transaction(self.pool) as conn:
             await alert_cases(conn)
+
+    async def _keep_policy(self) -> None:
+        path = self.settings.policy or SHIPPED_POLICY
+        body = await asyncio.to_thread(path.read_bytes)
+        policy = self.court.policy
+        versions = [version.id for version in policy.version]
+        async with transaction(self.pool) as conn:
+            if await audit.record_policy(conn, body, versions, len(policy.agreement), worker=str(self.id)):
+                log.info("policy.new", versions=versions, sha256=hashlib.sha256(body).hexdigest())
+
+    async def _chain_once(self) -> None:
+        while not self.stopping.is_set() and await audit.append_pending(self.pool):
+            pass
+
+    async def _verify_once(self) -> None:
+        if (found := await audit.check_if_due(self.pool)) is not None:
+            say = log.info if found["ok"] else log.error
+            say("audit.head", ok=found["ok"], length=found["length"], hash=found["head"], problems=found["problem_count"])
+
+    async def _prune_once(self) -> None:
+        await prune(self.pool, self.settings.retention_days)
+
+    async def _flush_once(self) -> None:
+        async with connection(self.pool) as conn:
+            await flush(conn)
 
     async def _listen(self) -> None:
         """Be rung through arq for as long as Redis is there; come back to it when it returns."""
@@ -357,11 +410,15 @@ async def work(settings: Settings, on_ready: Callable[[], None] | None = None) -
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, process.stop)
     deadline = time.monotonic() + 60
-    while True:
-        try:
-            return await process.run(on_ready)
-        except DatabaseUnavailable as error:
-            if process.stopping.is_set() or time.monotonic() > deadline:
-                raise
-            log.error("postgres.unavailable", loop="start", error=str(error))
-            await asyncio.sleep(RETRY_S)
+    tracing.start("worker")
+    try:
+        while True:
+            try:
+                return await process.run(on_ready)
+            except DatabaseUnavailable as error:
+                if process.stopping.is_set() or time.monotonic() > deadline:
+                    raise
+                log.error("postgres.unavailable", loop="start", error=str(error))
+                await asyncio.sleep(RETRY_S)
+    finally:
+        await tracing.stop()

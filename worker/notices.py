@@ -37,6 +37,7 @@ from standardwebhooks import Webhook
 from handlers.customer import at
 from handlers.decisions import as_json
 from handlers.news import Notice
+from worker import audit
 from worker.db import Connection, Pool, connection, queries
 from worker.errors import SettingsInvalid
 from worker.reading import Document, NotFound, NotUnderstood, fetch
@@ -275,13 +276,17 @@ async def replay(
     customer: str | None = None,
     since: datetime | None = None,
     state: str | None = None,
+    by: str,
+    via: str = "cli",
 ) -> list[str]:
     """Let notices wait again, under the same ids and with the same bodies; each condition narrows it. Returns their ids.
 
-    Raises NotUnderstood without any condition, NotFound where a named id is not here (then nothing is replayed).
+    Raises NotUnderstood without any condition or a name, NotFound where a named id is not here (then nothing is replayed).
     """
     if not (ids or customer or since or state):
         raise NotUnderstood("Say which: ids, --customer, --since or --state.")
+    if not by.strip():
+        raise NotUnderstood("Say who replays them: --by NAME.")
     asked = {"ids": list(ids) or None, "customer": customer, "since": since, "state": state}
     rows = await fetch(conn, queries.replay_notices, realms=list(realms), **asked)
     found = [row["id"] for row in rows]
@@ -289,6 +294,14 @@ async def replay(
         raise NotFound(
             f"Nothing was replayed: {', '.join(missing)} is not here; `finalsale notices list` shows what is."
         )
+    told: Document = {
+        "by": by.strip(),
+        "via": via,
+        "act": "notices.replay",
+        "subject": ids[0] if len(ids) == 1 else customer or "notices",
+    }
+    after = {"replayed": len(found), "ids": found[: audit.MOST_NAMED], "since": since, "state": state}
+    await audit.record(conn, realms[0] if len(realms) == 1 else audit.EVERYWHERE, after=after, **told)
     return found
 
 

@@ -12,6 +12,7 @@ import msgspec
 from handlers.account import Lot, Outage
 from handlers.customer import PriceId
 from handlers.decisions import as_json
+from worker import audit
 from worker.db import Connection, queries
 from worker.history import persons
 from worker.judging import Court
@@ -71,6 +72,7 @@ async def declare(
     confirm: str,
     by: str,
     reason: str,
+    via: str = "cli",
 ) -> Document:
     """Declare what was previewed: the credits follow file by file, once, also for subscriptions learned of later.
 
@@ -87,6 +89,10 @@ async def declare(
         )
     fresh = await queries.save_outage(conn, id=outage.id, realm=realm, body=as_json(outage))
     woken = await queries.wake_subscribers(conn, realm=realm) if fresh else 0
+    if fresh:
+        after = {"begins": begins, "ends": ends, "plans": sorted(plans), "customers_to_judge": woken or 0}
+        told: Document = {"by": outage.by, "via": via, "act": "outage.declare", "subject": outage.id, "reason": why}
+        await audit.record(conn, realm, after=after, **told)
     return {"id": outage.id, "declared_now": bool(fresh), "customers_to_judge": woken or 0}
 
 

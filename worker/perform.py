@@ -37,10 +37,12 @@ from handlers.decisions import ActionKind, Decision, Money, Verdict
 from handlers.events import Unreadable
 from handlers.payments import payments_of
 from handlers.refunds import Reads, last_look, parameters, refunded_minor_of, survivor_of
+from worker import tracing
 from worker.db import UNAVAILABLE, Connection, Pool, connection, queries
 from worker.errors import DatabaseUnavailable, OutcomeUnknown, StripeRefused, StripeUnavailable
 from worker.failpoint import failpoint
 from worker.judging import Court
+from worker.metrics import counts
 from worker.settle import Overtaken, lock_number, settle
 from worker.stripe_gateway import Reply, StripeGateway
 
@@ -58,6 +60,7 @@ SECOND_LOOK_AFTER_S = 5.0
 """Between a last look that changed a decision and the next, which must find it unchanged: webhooks on their way arrive meanwhile."""
 SIDE_BY_SIDE = 6
 READS_SIDE_BY_SIDE = 6
+COULD_NOT = "it could not be carried out"
 GONE_WRONG = ("failed", "canceled")
 """States of a refund whose money did not go back."""
 
@@ -111,21 +114,37 @@ class Performer:
             finally:
                 if not conn.is_closed():
                     await conn.execute("select pg_advisory_unlock($1)", number)
-        log.info(
-            "action.performed", action_id=id_, outcome=outcome, ms=round((time.perf_counter() - started) * 1000, 1)
-        )
+        took_s = time.perf_counter() - started
+        log.info("action.performed", action_id=id_, outcome=outcome, ms=round(took_s * 1000, 1))
         return True
 
     async def _step(self, conn: Connection, id_: str) -> str:
         row = await queries.action(conn, id=id_)
         if row is None or not row["is_due"]:
             return "not due any more"
+        began = time.perf_counter()
+        if (spans := tracing.spans) is None:
+            outcome = await self._carried_out(conn, row)
+        else:
+            event_id = await queries.cause_of_action(conn, action=id_)
+            with spans.step(row["realm"], event_id, id_, row["kind"]) as span:
+                outcome = await self._carried_out(conn, row)
+                span.set_attribute("finalsale.outcome", _class_of(outcome))
+        counts.add("finalsale_perform_steps", row["kind"], _class_of(outcome))
+        counts.observe("finalsale_perform_seconds", time.perf_counter() - began, row["kind"])
+        return outcome
+
+    async def _carried_out(self, conn: Connection, row: Any) -> str:
+        id_ = row["id"]
         try:
-            ready = await self._ready(conn, row)
+            with tracing.child("last look"):
+                ready = await self._ready(conn, row)
             failpoint("after_sending_commit")
-            reply = await self._call(ready)
+            with tracing.child("send"):
+                reply = await self._call(ready)
             failpoint("after_http")
-            await self._sent(conn, ready, reply)
+            with tracing.child("commit"):
+                await self._sent(conn, ready, reply)
         except Stopped as stopped:
             return str(stopped)
         except OutcomeUnknown as unknown:
@@ -154,7 +173,7 @@ class Performer:
     async def _failed(self, conn: Connection, row: Any, error: Exception) -> str:
         """Something of ours is wrong with this one: it must not hold up the others, nor be tried for ever."""
         log.error("action.failed", action_id=row["id"], error=type(error).__name__, exc_info=error)
-        why = f"it could not be carried out ({type(error).__name__})"
+        why = f"{COULD_NOT} ({type(error).__name__})"
         if row["attempts"] >= MAX_FAILURES:
             async with conn.transaction():
                 await self._to_person(conn, row, why)
@@ -515,6 +534,22 @@ def _chargeback_on(file: CustomerFile, row: Any, decision: Decision) -> str | No
     intents = {file.charges[id_].payment_intent for id_ in copies if id_ in file.charges} - {None}
     on_them = (d for d in file.disputes.values() if d.charge in copies or d.payment_intent in intents)
     return min((d.id for d in on_them if stage_of(d.status) in (Stage.OPEN, Stage.APPEAL)), default=None)
+
+
+_CLASSES = {
+    "sent": "sent",
+    "outcome unknown": "in_doubt",
+    "stripe unavailable": "unavailable",
+    "refused": "refused",
+    "overtaken": "overtaken",
+}
+
+
+def _class_of(outcome: str) -> str:
+    """A step's outcome as one of a few words: what stopped it is told in sentences, which are no labels."""
+    if outcome.startswith("adopted "):
+        return "adopted"
+    return "failed" if outcome.startswith(COULD_NOT) else _CLASSES.get(outcome, "stopped")
 
 
 def _owed(refund: str, status: str) -> str:

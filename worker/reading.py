@@ -271,6 +271,7 @@ async def status(conn: Connection, realms: Sequence[str], settings: Settings, po
             for row in await fetch(conn, queries.refunded_by_currency, **here)
         ],
         **await _accounts(conn, here),
+        "alerts_are_told": settings.alert_urls is not None,
         "workers": [
             {
                 **{name: row[name] for name in ("role", "detail", "started_at", "seen_at")},

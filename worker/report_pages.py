@@ -8,29 +8,26 @@ import hashlib
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pygal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pygal.style import Style
 
 from handlers.decisions import Money
 from reconcile.report import Day, Report
 from worker import run_words
 from worker.errors import Permanent
+from worker.plots import Plot, bars, stacked
 
 COLUMNS = (
     "section", "currency", "kind", "object", "customer", "amount_minor", "amount", "clause", "class", "what", "sentence", "cause",
 )  # fmt: skip
 MAX_DAYS = 100
 """A plot of more days than this is one of months."""
-LABELS = 12
-"""At most so many days are named under a plot."""
 KINDS = ("charge", "refund", "dispute")
 """The kinds of movement that have a colour of their own; others share what is left."""
 
@@ -72,18 +69,25 @@ def document_of(stored: bytes) -> bytes:
 def html_of(report: Report, stored: bytes | None = None) -> str:
     """The whole report as one page without scripts and without anything from elsewhere; `stored` are its bytes in the books."""
     style = _environment().get_template("run.css").render()
-    document = document_of(stored if stored is not None else msgspec.json.encode(report))
     return _environment().get_template("run.html.j2").render(
-        report=report,
-        words=run_words,
+        matter_of(report, stored),
         style=Markup(style),  # noqa: S704  # our own file, without anything of the report in it
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        sha256=hashlib.sha256(document).hexdigest(),
-        money=lambda minor, currency: str(Money(minor, currency)),
-        plots=list(_money_plots(report.days)),
-        causes=_bars("Drift by cause", sorted(report.causes.items(), key=lambda item: (-item[1], item[0]))),
-        backlog=_bars("Reviews that wait, by age", run_words.backlog(report)) if report.waiting.reviews else None,
     )  # fmt: skip
+
+
+def matter_of(report: Report, stored: bytes | None = None) -> dict[str, Any]:
+    """What `_report.html.j2` is rendered with, wherever it stands: the report, its words and its drawings."""
+    document = document_of(stored if stored is not None else msgspec.json.encode(report))
+    return {
+        "report": report,
+        "words": run_words,
+        "sha256": hashlib.sha256(document).hexdigest(),
+        "money": lambda minor, currency: str(Money(minor, currency)),
+        "plots": list(_money_plots(report.days)),
+        "causes": bars("Drift by cause", sorted(report.causes.items(), key=lambda item: (-item[1], item[0]))),
+        "backlog": bars("Reviews that wait, by age", run_words.backlog(report)) if report.waiting.reviews else None,
+    }
 
 
 @cache
@@ -97,17 +101,6 @@ def _environment() -> Environment:
     )
 
 
-class Plot(msgspec.Struct, frozen=True):
-    """A drawing, its legend, and the same figures as a table for those who cannot see it."""
-
-    title: str
-    svg: Markup
-    legend: list[tuple[int, str]]
-    """Number of the colour, and what has it."""
-    columns: list[str]
-    rows: list[list[str]]
-
-
 def _money_plots(days: Iterable[Day]) -> Iterator[Plot]:
     """One per currency: what came and went on each day, by kind. Refunds and disputes hang below the line."""
     found = list(days)
@@ -119,84 +112,19 @@ def _money_plots(days: Iterable[Day]) -> Iterator[Plot]:
     for currency, moved in sorted(sums.items()):
         labels = sorted({label for label, _ in moved})
         shown = [kind for kind in kinds if any((label, kind) in moved for label in labels)]
-        chart = pygal.StackedBar(**_LOOK, height=280, x_labels=labels, x_labels_major_count=LABELS)
-        chart.show_minor_x_labels = len(labels) <= LABELS
-        chart.value_formatter = lambda value, currency=currency: str(Money(round(value), currency))
-        for kind in shown:
-            chart.add(kind, [moved.get((label, kind)) for label in labels])
         title = f"{currency.upper()} by {'month' if monthly else 'day'} (UTC) and kind"
-        amounts = [
-            [str(Money(moved[label, kind], currency)) if (label, kind) in moved else "-" for kind in shown]
-            for label in labels
-        ]
         colours = [(_colour(kind, kinds), kind) for kind in shown]
-        rows = [[label, *row] for label, row in zip(labels, amounts, strict=True)]
-        yield Plot(title, _svg(chart, title, colours), colours, ["month" if monthly else "day", *shown], rows)
+        in_words = partial(_in_words, currency)
+        yield stacked(title, "month" if monthly else "day", labels, moved, colours, in_words)
+
+
+def _in_words(currency: str, minor: int) -> str:
+    return str(Money(minor, currency))
 
 
 def _colour(kind: str, kinds: Sequence[str]) -> int:
     """The same kind has the same colour in every plot."""
     return KINDS.index(kind) if kind in KINDS else len(KINDS) + [k for k in kinds if k not in KINDS].index(kind) % 3
-
-
-def _bars(title: str, counts: Sequence[tuple[str, int]]) -> Plot | None:
-    """Counts by name as horizontal bars, the first one on top; None where there is nothing to draw."""
-    if not counts:
-        return None
-    chart = pygal.HorizontalBar(**_LOOK, height=60 + 30 * len(counts), x_labels=[name for name, _ in reversed(counts)])
-    step = -(-max(count for _, count in counts) // 5) or 1
-    chart.y_labels = [step * tick for tick in range(6)]  # counts are whole, and so are the lines
-    chart.value_formatter = "{:,.0f}".format
-    chart.add("", [count for _, count in reversed(counts)])
-    rows = [[name, f"{count:,}"] for name, count in counts]
-    return Plot(title, _svg(chart, title, [(0, "")]), [], [title, "count"], rows)
-
-
-_LOOK: Mapping[str, Any] = {
-    "js": [],
-    "disable_xml_declaration": True,
-    "show_legend": False,
-    "width": 720,
-    "margin": 12,
-    "style": Style(label_font_size=12, major_label_font_size=12),
-    "truncate_label": -1,
-    "max_scale": 6,
-    "spacing": 8,
-}
-
-
-def _svg(chart: Any, title: str, colours: Sequence[tuple[int, str]]) -> Markup:
-    """The drawing with nothing in it but shapes and words: no script, no link, no style of its own (the page's applies)."""
-
-    def bare(root: Any) -> Any:
-        for parent in list(root.iter()):
-            for child in list(parent):
-                tooltip = isinstance(child.tag, str) and "tooltip-overlay" in child.get("class", "")
-                if not isinstance(child.tag, str) or child.tag == "defs" or tooltip:
-                    parent.remove(child)
-        root.attrib.pop("id", None)
-        root.set("role", "img")
-        root.find("title").text = title
-        for number, (colour, name) in enumerate(colours):
-            for series in (g for g in root.iter("g") if g.get("class", "").startswith(f"series serie-{number} ")):
-                series.set("class", f"series colour-{colour}")
-                for bar in (g for g in series.iter("g") if g.get("class") == "bar"):
-                    _say_on_hover(bar, name)
-        return root
-
-    chart.add_xml_filter(bare)
-    return Markup(chart.render())  # noqa: S704  # built as a tree: every word in it is escaped
-
-
-def _say_on_hover(bar: Any, name: str) -> None:
-    told = {child.get("class"): child.text or "" for child in bar.findall("desc")}
-    words = " ".join(part for part in (told.get("x_label", ""), name) if part)
-    shape = bar.find("rect")
-    for child in bar.findall("desc"):
-        bar.remove(child)
-    title = shape.makeelement("title", {})
-    title.text = f"{words}: {told.get('value', '')}"
-    shape.append(title)
 
 
 # CSV ---------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from handlers.customer import Charge, CustomerFile, Seconds, decode, decode_know
 from handlers.decisions import ActionKind, Decision, Money, Verdict
 from handlers.payments import payments_of
 from handlers.terms import Policy
+from worker import audit
 from worker.db import Connection, queries
 from worker.errors import Permanent
 from worker.judging import action_id
@@ -67,7 +68,13 @@ class Case(msgspec.Struct, kw_only=True):
 
 async def waiting(conn: Connection, realms: Sequence[str], policy: Policy) -> list[Document]:
     """Everything that waits for a person, longest first: the decision, its actions, what was said, and how to answer."""
-    rows = await fetch(conn, queries.read_waiting, realms=list(realms))
+    return await described(conn, realms, policy, await fetch(conn, queries.read_waiting, realms=list(realms)))
+
+
+async def described(
+    conn: Connection, realms: Sequence[str], policy: Policy, rows: Sequence[asyncpg.Record]
+) -> list[Document]:
+    """Some decisions in force as a person decides about them: the actions, what was said, and how to answer."""
     actions = await actions_by_decision(conn, realms, rows)
     acts = await acts_by_decision(conn, [row["id"] for row in rows])
     paid_at = await _paid_at(conn, realms, [charge for row in rows if (charge := decoded(row).duplicate)])
@@ -101,6 +108,7 @@ async def waiting(conn: Connection, realms: Sequence[str], policy: Policy) -> li
                 "approved_by": _fresh_names(case, open_),
                 "two_persons": None if nothing_prepared else two,
                 "approve": _how_to_approve(case, open_),
+                "needs_amount": nothing_prepared,
                 "reject": f"finalsale review reject {row['id']} --by NAME",
                 "look": _look(decision),
             }
@@ -165,6 +173,7 @@ async def approve(
     by: str,
     note: str = "",
     amount_minor: int | None = None,
+    via: str = "cli",
 ) -> Document:
     """A person's yes: the decision's waiting actions become due now, above the two-person limit with the second name.
 
@@ -173,7 +182,7 @@ async def approve(
     """
     name = named(by)
     case = await _lock(conn, realms, id_)
-    open_ = _approvable(case, amount_minor)
+    open_, before = _approvable(case, amount_minor), _states(case)
     if amount_minor is not None:
         open_ = await _with_refund(conn, case, open_, amount_minor)
     _refuse_second_sending(case, open_)
@@ -189,6 +198,8 @@ async def approve(
         rows = await fetch(conn, queries.plan_actions, ids=[action["id"] for action in open_], names=names)
         planned = [row["id"] for row in rows]
         assert len(planned) == len(open_), "an action changed while it was locked"
+    after = {"planned": planned, "approved_by": names, "persons_needed": persons, "amount_minor": amount_minor}
+    await _record(conn, case, "approve", name, via, note, before, after)
     return await _outcome(conn, case, "approve", name) | {
         "persons_needed": persons,
         "approved_by": names,
@@ -196,7 +207,9 @@ async def approve(
     }
 
 
-async def reject(conn: Connection, realms: Sequence[str], id_: str, *, by: str, note: str = "") -> Document:
+async def reject(
+    conn: Connection, realms: Sequence[str], id_: str, *, by: str, note: str = "", via: str = "cli"
+) -> Document:
     """A person's no: what was not sent is withdrawn, and the review is closed. Must run inside a transaction.
 
     What Stripe was asked for before, and refused, is closed too. Raises NotFound, ActRefused.
@@ -213,22 +226,65 @@ async def reject(conn: Connection, realms: Sequence[str], id_: str, *, by: str, 
     rows = await fetch(
         conn, queries.close_actions, ids=[action["id"] for action in unsent], error=f"rejected by {name}"
     )
-    return await _outcome(conn, case, "reject", name) | {"withdrawn": [row["id"] for row in rows]}
+    withdrawn = [row["id"] for row in rows]
+    await _record(conn, case, "reject", name, via, note, _states(case), {"withdrawn": withdrawn})
+    return await _outcome(conn, case, "reject", name) | {"withdrawn": withdrawn}
 
 
-async def note(conn: Connection, realms: Sequence[str], id_: str, *, by: str, text: str) -> Document:
+async def note(conn: Connection, realms: Sequence[str], id_: str, *, by: str, text: str, via: str = "cli") -> Document:
     """A note on a decision, which changes nothing. Must run inside a transaction. Raises NotFound, ActRefused."""
     name, said = named(by), said_why(text)
     if not said:
         raise ActRefused("The note is empty: write it with --note TEXT.")
     case = await _lock(conn, realms, id_)
     await queries.save_act(conn, decision_id=case.id, act="note", by_name=name, note=said)
+    await _record(conn, case, "note", name, via, said, None, None)
     return await _outcome(conn, case, "note", name)
 
 
-async def pause(conn: Connection, *, on: bool, by: str, reason: str = "") -> None:
+async def pause(conn: Connection, *, on: bool, by: str, reason: str = "", via: str = "cli") -> None:
     """Stop every refund before it is sent, or let them go again (rule 6). Raises ActRefused without a name."""
-    await queries.set_pause_switch(conn, is_on=on, by_name=named(by), reason=said_why(reason))
+    name, why, was = named(by), said_why(reason), bool(await queries.is_paused(conn))
+    await queries.set_pause_switch(conn, is_on=on, by_name=name, reason=why)
+    await audit.record(
+        conn,
+        audit.EVERYWHERE,
+        by=name,
+        via=via,
+        act="refunds.pause" if on else "refunds.resume",
+        subject="refunds",
+        reason=why,
+        before={"paused": was},
+        after={"paused": on},
+    )
+
+
+def _states(case: Case) -> Document:
+    """What the actions of a decision are before a person acts."""
+    return {"actions": {action["id"]: action["state"] for action in case.actions}}
+
+
+async def _record(
+    conn: Connection,
+    case: Case,
+    act: str,
+    name: str,
+    via: str,
+    why: str,
+    before: Document | None,
+    after: Document | None,
+) -> None:
+    await audit.record(
+        conn,
+        case.realm,
+        by=name,
+        via=via,
+        act=f"review.{act}",
+        subject=case.id,
+        reason=said_why(why),
+        before=before,
+        after=after,
+    )
 
 
 async def _outcome(conn: Connection, case: Case, act: str, name: str) -> Document:

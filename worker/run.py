@@ -24,8 +24,10 @@ import msgspec
 from pydantic import SecretStr
 from rich.console import Console
 
+from worker import operators
+from worker.console_address import console_address
 from worker.day import picture, play_day, print_report, report, screen
-from worker.db import Pool, connect_pool
+from worker.db import Pool, connect_pool, transaction
 from worker.db.migrations import migrate
 from worker.embedded import EmbeddedServers, embedded_servers
 from worker.errors import FinalsaleError, SettingsInvalid
@@ -274,6 +276,14 @@ async def _run_real(settings: Settings, console: Console) -> int:
             await deployment.start()
             console.print(f"The real Stripe, {settings.mode} mode, no sandbox. Refunds: {settings.refunds}.")
             console.print(f"Endpoint: {deployment.endpoint}   log: {deployment.log}   Ctrl-C stops.")
+            if running.console != "off":
+                where = "" if settings.database_url else f"FINALSALE_STATE_DIR={settings.state_dir.absolute()} "
+                console.print(f"Console: {console_address(running)}", soft_wrap=True)
+                console.print(
+                    f"An operator's token: {where}finalsale operator add NAME --role admin",
+                    soft_wrap=True,
+                    markup=False,
+                )
             await _until_stopped()
         finally:
             await deployment.stop()
@@ -298,8 +308,24 @@ async def _run_sandbox(settings: Settings, console: Console, *, once: bool, as_j
                 f"[dim]In another terminal: FINALSALE_STATE_DIR={settings.state_dir / 'sandbox'} "
                 ".venv/bin/finalsale review list[/dim]"
             )
+            if run.settings.console != "off":
+                await _invite(run, console)
             await _until_stopped()
         return 0 if done.ok else 1
+
+
+async def _invite(run: Run, console: Console) -> None:
+    """Two operators of this sandbox's console, for whoever tries it: some refunds need two people."""
+    console.print(f"\nConsole: {console_address(run.settings)}", style="bold", soft_wrap=True)
+    console.print("Sign in with one of these tokens. They are for this sandbox only and end with it.")
+    async with transaction(run.pool) as conn:
+        for name in ("demo", "second"):
+            made = await operators.add(conn, name, operators.Role.ADMIN, by="finalsale run")
+            console.print(f"  {name:<7} {made['token']}", soft_wrap=True, markup=False)
+    console.print(
+        "Open Reviews and answer one. Above the policy's two-person limit it takes a second name: "
+        "sign in as the other one in a private window."
+    )
 
 
 async def _until_stopped() -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from handlers.customer import AnyFact, Charge, CustomerFile, Refund, customer_of, decode_known, encode, fold
 from handlers.decisions import Decision
+from handlers.erasure import impersonal
 from handlers.identity import link_keys
 from handlers.news import refund_news
 from handlers.projection import projected
@@ -71,9 +72,15 @@ async def settle(
     woken = sorted(wake)
     seeds = sorted({*owned.values(), *woken, *left})
     files = await _locked_files(connection, court, realm, facts, owned, seeds)
+    said: dict[str, AnyFact] = {}
+    while erased := await _about_erased(connection, realm, facts, owned, said):
+        said |= erased
+        facts |= {id_: impersonal(fact) for id_, fact in erased.items()}
+        await connection.execute("rollback to savepoint locks")  # with it go the links that they brought
+        files = await _locked_files(connection, court, realm, facts, owned, seeds)
     if woken:
         await connection.execute(queries.wake_now.sql, realm, woken)
-    changed = await _save(connection, realm, facts, owned, files)
+    changed = await _save(connection, realm, facts, owned, files, said)
     touched = {owned[id_] for id_ in changed if id_ in owned} | set(woken) | left
     if undecided is not None:
         touched |= set(owned.values())
@@ -167,7 +174,7 @@ async def _locked_files(
     the key; one that brings a key somebody has already meets that customer.
     """
     told = {
-        (owned[id_], _hashed(key))
+        (owned[id_], key_hash(key))
         for id_, fact in facts.items()
         if id_ in owned
         for key in link_keys(fact, court.person_keys)
@@ -205,7 +212,7 @@ async def _locked_files(
     return files
 
 
-def _hashed(key: str) -> str:
+def key_hash(key: str) -> str:
     """`person:…`, `email:…` or `card:…` with a hash behind: no personal data in the index, and no character it refuses."""
     kind, _, name = key.partition(":")
     return f"{kind}:{hashlib.blake2b(name.encode(errors='surrogatepass'), digest_size=16).hexdigest()}"
@@ -216,14 +223,35 @@ def lock_number(thing: str) -> int:
     return int.from_bytes(hashlib.blake2b(thing.encode(), digest_size=8).digest(), "big", signed=True)
 
 
+async def _about_erased(
+    connection: Connection, realm: str, facts: dict[str, AnyFact], owned: dict[str, str], said: dict[str, AnyFact]
+) -> dict[str, AnyFact]:
+    """The tellings, besides those in `said`, whose customers were erased. Under their locks, which an erasure takes too."""
+    if not owned:
+        return {}
+    rows = await connection.fetch(queries.erased_among.sql, realm, sorted(set(owned.values())))
+    gone = {row["customer"] for row in rows}
+    return {id_: facts[id_] for id_, customer in owned.items() if customer in gone and id_ not in said}
+
+
 async def _save(
-    connection: Connection, realm: str, facts: dict[str, AnyFact], owned: dict[str, str], files: _Files
+    connection: Connection,
+    realm: str,
+    facts: dict[str, AnyFact],
+    owned: dict[str, str],
+    files: _Files,
+    said: dict[str, AnyFact],
 ) -> list[str]:
-    """Fold the facts into what is known and write what changed. Returns the ids that did. Raises Overtaken."""
+    """Fold the facts into what is known and write what changed. Returns the ids that did. Raises Overtaken.
+
+    `said`: tellings about erased customers. They take over the pseudonyms that are known; their digest is that of Stripe's words.
+    """
     new: list[tuple[Any, ...]] = []
     known_rows: list[tuple[Any, ...]] = []
     for id_, fact in sorted(facts.items()):
         known = files.facts.get(id_)
+        if known is not None and id_ in said:
+            fact = impersonal(fact, known)
         folded = fact if known is None else fold(known, fact)
         body = encode(folded)
         customer = owned.get(id_)
@@ -236,7 +264,8 @@ async def _save(
                 del files.by_customer[before][id_]
             files.by_customer[customer][id_] = folded
         references = (*folded.references(), None, None)
-        row = (customer, references[0], references[1], folded.as_of, body, *projected(folded))
+        whole = folded if id_ not in said else said[id_] if known is None else fold(known, said[id_])
+        row = (customer, references[0], references[1], folded.as_of, body, *projected(whole))
         if known is None:
             new.append((id_, str(type(folded).__struct_config__.tag), *row))
         else:

@@ -147,12 +147,13 @@ def _accounts(document: Document) -> list[tuple[str, object]]:
     due = f", the next due by {when(cases['next_due_at'])}" if cases["next_due_at"] else ""
     kinds = [f"{row['kind']}: {credits_in_words(row)}, {row['remaining']} remaining" for row in document["credits"]]
     more = "" if not any(alerts.values()) else ": finalsale alerts list"
+    told = "" if document["alerts_are_told"] else " (FINALSALE_ALERT_URLS is not set: nobody is told)"
     return [
         ("standing", f"{standing['flagged']} flagged, {standing['suspended']} suspended"),
         ("chargebacks", f"{open_['open']} open, {open_['waiting']} wait for a person{deadline}"),
         ("credits", "\n".join(kinds) or "none granted yet"),
         ("cases", f"{cases['open']} open, {cases['overdue']} overdue{due}"),
-        ("alerts", f"{', '.join(f'{n} {severity}' for severity, n in alerts.items())}{more}"),
+        ("alerts", f"{', '.join(f'{n} {severity}' for severity, n in alerts.items())}{told}{more}"),
         ("notices", ", ".join(f"{n} {state}" for state, n in document["notices"].items())),
     ]
 

@@ -48,7 +48,7 @@ async def explain(conn: Connection, court: Court, realms: Sequence[str], id_: st
         return found | ours
     target = id_
     if id_.startswith("evt_"):
-        found["event"], told = await _event(conn, id_)
+        found["event"], told = await event_story(conn, id_)
         if told is None:
             return found | {"kind": "event", "reason": found["event"]["story"]}
         target = told
@@ -76,8 +76,8 @@ async def explain(conn: Connection, court: Court, realms: Sequence[str], id_: st
     return found | _told(book, court, fact, await clauses.read_kept(conn, book, row["customer"]))
 
 
-async def _event(conn: Connection, id_: str) -> tuple[Document, str | None]:
-    """An event's envelope in a sentence, and the id of the object that it tells of."""
+async def event_story(conn: Connection, id_: str) -> tuple[Document, str | None]:
+    """An event's envelope in a sentence, and the id of the object that it tells of. Raises NotFound."""
     row = await queries.read_event(conn, id=id_)
     if row is None:
         raise NotFound(f"No event {id_} was received; `finalsale events list` shows what was.")
@@ -239,7 +239,7 @@ async def _operator_act(conn: Connection, court: Court, realms: Sequence[str], i
 async def _outage(conn: Connection, realms: Sequence[str], id_: str) -> Document:
     found = await outages.declared(conn, realms, id_)
     if not found:
-        raise NotFound(f"There is no outage {id_}; `finalsale outage list` shows every one that was declared.")
+        raise NotFound(f"There is no outage {id_}; `finalsale outage show` shows every one that was declared.")
     told = found[0]
     rows = await fetch(conn, queries.lots_of_outage, realms=list(realms), id=id_)
     lots = [{"customer": row["customer"], **clauses.lot_document(row, told["declared_at"])} for row in rows]
@@ -292,16 +292,12 @@ async def _lot(conn: Connection, court: Court, realms: Sequence[str], id_: str) 
 
 async def customer(conn: Connection, court: Court, realms: Sequence[str], id_: str) -> Document:
     """One customer: standing, access and credits now, what happened on a time line, and what every clause said."""
-    rows = await fetch(conn, queries.find_objects, realms=list(realms), ids=[id_])
-    if not rows or rows[0]["customer"] != id_:
-        raise NotFound(
-            f"No customer {id_} is known; `finalsale explain ID` finds whose a charge, invoice or subscription is."
-        )
-    book = await open_book(conn, court, rows[0]["realm"], id_)
+    realm, fact = await _found_customer(conn, realms, id_)
+    book = await open_book(conn, court, realm, id_)
     own = await clauses.read_kept(conn, book, id_, resolved=True)
     mine = [p for p in book.payments if (p.charge.customer or p.id) == id_]
     subscriptions = [s for s in book.file.subscriptions.values() if s.customer == id_]
-    reach = clauses.reach_of(book, decode(rows[0]["body"]), mine)
+    reach = clauses.reach_of(book, fact, mine)
     subjects = {
         *reach.names,
         *(s.id for s in subscriptions),
@@ -330,6 +326,19 @@ async def customer(conn: Connection, court: Court, realms: Sequence[str], id_: s
         "decisions": stored,
         "timeline": await timeline(conn, book, own, mine, subscriptions, subjects),
     }
+
+
+async def _found_customer(conn: Connection, realms: Sequence[str], id_: str) -> tuple[str, AnyFact]:
+    """A customer's realm and object; one of which only other objects have told yet is known by its id. Raises NotFound."""
+    rows = await fetch(conn, queries.find_objects, realms=list(realms), ids=[id_])
+    if rows and rows[0]["customer"] == id_:
+        return rows[0]["realm"], decode(rows[0]["body"])
+    told = [] if rows else await fetch(conn, queries.realms_of_customer, realms=list(realms), customer=id_)
+    if not told:
+        raise NotFound(
+            f"No customer {id_} is known; `finalsale explain ID` finds whose a charge, invoice or subscription is."
+        )
+    return told[0]["realm"], Customer(id=CustomerId(id_), as_of=0)
 
 
 def _subscription_document(subscription: Subscription) -> Document:

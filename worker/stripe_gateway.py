@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,6 +28,7 @@ from handlers.customer import AnyFact, BalanceRead, CustomerId, Invoice, Seconds
 from handlers.events import read_balance, read_list, read_object, read_session_lines
 from worker.budget import Budget
 from worker.errors import OutcomeUnknown, SettingsInvalid, StripeRefused, StripeUnavailable
+from worker.metrics import counts, observe_call
 from worker.settings import Settings
 
 API_VERSION = "2026-10-28.endive"
@@ -145,6 +147,8 @@ class StripeGateway:
         self.key_hash = hashlib.sha256(key.encode()).hexdigest()[:16]
         """Tells one key from another; nothing can be learnt of the key from it."""
         self._client: stripe.StripeClient | None = None
+        self.ahead_s: float | None = None
+        """How far our clock was ahead of Stripe's at the last read (negative: behind), seconds; 0.0 within what can be told."""
 
     def _needs_key(self) -> None:
         if not self.connected:
@@ -300,22 +304,31 @@ class StripeGateway:
         if self._reader is None:
             self._reader = self._new_reader()
         endpoint = path.split("/")[2]
+        asked = time.perf_counter()
         await self.budget.take(endpoint, ahead=ahead)
+        use, began_ns, status = "read" if ahead else "scan", time.time_ns(), None
+        counts.add("finalsale_stripe_budget_turns", use)
+        counts.add("finalsale_stripe_budget_wait_seconds", use, by=time.perf_counter() - asked)
         headers = {"Stripe-Account": account} if account else None
         try:
             async with self._reader.get(
                 self._url(path), params=flattened(filters), headers=headers, allow_redirects=False
             ) as answer:
                 body = await answer.read()
+                status = answer.status
             if answer.status != 200:
                 raise _NoSuccess(answer.status, body)
-            return reader(body), _stripe_clock(answer.headers)
+            told = _stripe_clock(answer.headers)
+            self.ahead_s = ahead_s(began_ns / 1e9, told, time.time(), precision_s=1.0)
+            return reader(body), told
         except _NoSuccess as failed:
             if failed.status == 429:
                 self.budget.refused(endpoint, answer.headers.get("Stripe-Rate-Limited-Reason"))
             raise _failure(path, failed.status, *_told(failed.body), wrote=False) from None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:  # the last: half a body, or no list
             raise StripeUnavailable(f"{path}: no whole answer ({type(error).__name__})") from None
+        finally:
+            observe_call("GET", path, status, began_ns)
 
     def _new_reader(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -339,16 +352,21 @@ class StripeGateway:
     ) -> tuple[_Created, bool]:
         assert "/disputes" not in path or parameters.get("submit") == "false", "evidence is submitted by people only"
         client = self._stripe()
+        began_ns, status = time.time_ns(), None
         try:
             async with asyncio.timeout(self.timeout_s + 1):
                 answer = await client.raw_request_async(
                     method, path, **parameters, idempotency_key=key, **_options(account)
                 )
+            status = answer.code
             created = msgspec.json.decode(answer.body, type=_Created)
         except stripe.StripeError as error:
+            status = error.http_status
             raise _refused_write(path, error) from None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise OutcomeUnknown(f"{path}: no whole answer ({type(error).__name__})") from None
+        finally:
+            observe_call(method.upper(), path, status, began_ns)
         return created, _replayed(answer.headers)
 
 
@@ -402,6 +420,13 @@ def flattened(value: Any, name: str = "") -> list[tuple[str, str]]:
         case _:
             return [(name, str(value))]
     return [pair for key, each in inner for pair in flattened(each, key)]
+
+
+def ahead_s(before_s: float, told_s: float, after_s: float, precision_s: float = 0.0) -> float:
+    """How far our clock is ahead of one that said `told_s` between our `before_s` and `after_s`; 0.0 where that tells nothing."""
+    if before_s > told_s + precision_s:
+        return before_s - told_s - precision_s
+    return min(after_s - told_s, 0.0)
 
 
 def _options(account: str | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from worker import audit
 from worker.db import Connection, Pool, connection, queries
 from worker.errors import DatabaseUnavailable, Permanent, SettingsInvalid
 
@@ -122,11 +123,16 @@ def length_of(text: str) -> timedelta:
 
 
 async def add(
-    conn: Connection, name: str, scopes: frozenset[Scope], *, by: str, lifetime: timedelta | None = None
+    conn: Connection,
+    name: str,
+    scopes: frozenset[Scope],
+    *,
+    by: str,
+    lifetime: timedelta | None = None,
+    via: str = "cli",
 ) -> Document:
     """Make a token. The answer has it whole under `token`, which nobody can ever read again. Raises TokenInvalid."""
-    if not by.strip():
-        raise TokenInvalid("Say who makes the token: --by NAME.")
+    _refuse_nameless(by)
     if lifetime is not None and not lifetime:
         raise TokenInvalid("A token that expires at once is of no use: give it more time.")
     public = secrets.token_hex(4)
@@ -140,7 +146,21 @@ async def add(
         by=by.strip(),
         expires_at=None if lifetime is None else datetime.now(UTC) + lifetime,
     )
+    await _record(conn, "add", by, via, [_shown(row)])
     return {**_shown(row), "token": token}
+
+
+def _refuse_nameless(by: str) -> None:
+    if not by.strip():
+        raise TokenInvalid("Say who changes the tokens: --by NAME.")
+
+
+async def _record(conn: Connection, act: str, by: str, via: str, tokens: list[Document]) -> None:
+    """One act for each token, with what is public of it."""
+    for one in tokens:
+        after = {name: one[name] for name in ("id", "scopes", "expires_at", "revoked_at")}
+        told: Document = {"by": by.strip(), "via": via, "act": f"token.{act}", "subject": one["name"]}
+        await audit.record(conn, audit.EVERYWHERE, after=after, **told)
 
 
 async def every(conn: Connection) -> list[Document]:
@@ -148,26 +168,36 @@ async def every(conn: Connection) -> list[Document]:
     return [_shown(row) async for row in queries.list_tokens(conn)]
 
 
-async def revoke(conn: Connection, which: str) -> list[Document]:
+async def revoke(conn: Connection, which: str, *, by: str, via: str = "cli") -> list[Document]:
     """Refuse a token from now on: one by its id, or all of a name. Raises TokenInvalid where none of them is valid."""
+    _refuse_nameless(by)
     ended = [_shown(row) async for row in queries.revoke_tokens(conn, which=which)]
     if not ended:
         raise TokenInvalid(f"No token that could be revoked has the id or name {which!r}: see `finalsale tokens list`.")
+    await _record(conn, "revoke", by, via, ended)
     return ended
 
 
 async def rotate(
-    conn: Connection, name: str, *, by: str, overlap: timedelta = DEFAULT_OVERLAP, lifetime: timedelta | None = None
+    conn: Connection,
+    name: str,
+    *,
+    by: str,
+    overlap: timedelta = DEFAULT_OVERLAP,
+    lifetime: timedelta | None = None,
+    via: str = "cli",
 ) -> Document:
     """A new token of this name, with the scopes of its newest; the others stay valid for `overlap` and no longer.
 
     Raises TokenInvalid where no token of this name is valid.
     """
+    _refuse_nameless(by)
     old = [_shown(row) async for row in queries.end_tokens(conn, name=name, overlap=overlap)]
     if not old:
         raise TokenInvalid(f"No valid token has the name {name!r}: see `finalsale tokens list`.")
     newest = max(old, key=lambda token: (token["created_at"], token["id"]))
-    made = await add(conn, name, scopes_of(newest["scopes"]), by=by, lifetime=lifetime)
+    made = await add(conn, name, scopes_of(newest["scopes"]), by=by, lifetime=lifetime, via=via)
+    await _record(conn, "end", by, via, old)
     return {**made, "replaces": [{"id": one["id"], "expires_at": one["expires_at"]} for one in old]}
 
 

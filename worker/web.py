@@ -18,13 +18,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from worker import api
+from worker import api, console, tracing
 from worker.db import queries, session_settings
 from worker.db.migrations import current_revision, is_pending
 from worker.errors import FinalsaleError
+from worker.gauges import Exporter
 from worker.log import get_logger
+from worker.metrics import Grown
 from worker.ring import Bell
 from worker.settings import Settings
+from worker.vigil import WebVigil
 from worker.webhook import Webhook
 
 log = get_logger()
@@ -47,6 +50,8 @@ class Watch:
     """Looks at Postgres every second, on a connection of its own: is it there, is it migrated, how long is the backlog."""
 
     def __init__(self, url: str, backlog_limit: int) -> None:
+        self.also: Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[None]] | None = None
+        """What else is to be done with the connection, after each look."""
         self.backlog = 0
         self.backlog_limit = backlog_limit
         self.migrations_pending = True
@@ -93,6 +98,8 @@ class Watch:
                     self.migrations_pending = is_pending(await current_revision(self._connection))
                 if not self.migrations_pending:
                     self.backlog = await queries.count_waiting(self._connection, most=self.backlog_limit)
+                    if self.also is not None:
+                        await self.also(self._connection)
         except Exception as error:  # the watch goes on, whatever there was to see
             if self._connection is not None:
                 self._connection.terminate()
@@ -108,33 +115,28 @@ class Watch:
 
 
 class _Exported(Collector):
-    """Plain counts, turned into Prometheus's form when they are scraped and not once for each request."""
+    """What is this process's own (see worker.metrics), turned into Prometheus's form when it is scraped."""
 
-    def __init__(self, webhook: Webhook, watch: Watch, bell: Bell) -> None:
+    def __init__(self, webhook: Webhook, watch: Watch) -> None:
         self._webhook = webhook
         self._watch = watch
-        self._bell = bell
 
     def collect(self) -> Iterable[Metric]:
         """The families, as prometheus_client asks for them."""
-        for name, text, label, counts in (
-            ("finalsale_intake_answers", "Deliveries answered", "outcome", self._webhook.counts),
-            (
-                "finalsale_intake_commits",
-                "Commits, their new rows, and failures by class",
-                "result",
-                self._webhook.commits,
-            ),
-            ("finalsale_rings", "Rings of the doorbell", "result", self._bell.rings),
-        ):
-            family = CounterMetricFamily(name, text, labels=[label])
-            for value, count in counts.items():
-                family.add_metric([value], count)
-            yield family
-        yield GaugeMetricFamily(
-            "finalsale_inbox_backlog", "Events waiting, counted up to the limit", value=self._watch.backlog
+        family = CounterMetricFamily(
+            "finalsale_intake_answers",
+            "Deliveries that this process answered, right even while Postgres is away; all processes' are finalsale_deliveries_total.",
+            labels=["outcome"],
         )
-        yield GaugeMetricFamily("finalsale_postgres_up", "1 while Postgres answers", value=self._watch.postgres_there())
+        for value, count in self._webhook.counts.items():
+            family.add_metric([value], count)
+        yield family
+        yield GaugeMetricFamily(
+            "finalsale_inbox_backlog",
+            "Events waiting, counted up to FINALSALE_INTAKE_BACKLOG_LIMIT; from there on deliveries are answered 503.",
+            value=self._watch.backlog,
+        )
+        yield GaugeMetricFamily("finalsale_postgres_up", "1 while Postgres answers this process.", value=self._watch.postgres_there())
 
 
 class _Reporter:
@@ -153,9 +155,9 @@ class _Reporter:
 
 
 def create_app(
-    webhook: Webhook, watch: Watch, bell: Bell, redis_given: bool, registry: CollectorRegistry
+    webhook: Webhook, watch: Watch, bell: Bell, redis_given: bool, registry: CollectorRegistry, *, intake: bool = True
 ) -> web.Application:
-    """The routes that every web process has."""
+    """The routes that every web process has; without `intake` none that takes events in."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -177,7 +179,8 @@ def create_app(
         )
 
     app = web.Application()
-    app.router.add_route("*", WEBHOOK_PATH, webhook.handle)
+    if intake:
+        app.router.add_route("*", WEBHOOK_PATH, webhook.handle)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
@@ -211,14 +214,23 @@ async def listening(
     ProcessCollector(registry=registry)
     watch = Watch(settings.database_dsn(), settings.intake_backlog_limit)
     bell = Bell(settings.redis_dsn())
-    webhook = Webhook(settings, overloaded=watch.overloaded, ring=bell.ring, registry=registry)
-    registry.register(_Exported(webhook, watch, bell))
-    app = create_app(webhook, watch, bell, settings.redis_url is not None, registry)
-    api.mount(app, settings, registry)
+    webhook = Webhook(settings, overloaded=watch.overloaded, ring=bell.ring)
+    watch.also = WebVigil(settings.realm(None), webhook.signatures).look
+    registry.register(_Exported(webhook, watch))
+    grown = [Grown(*each) for each in webhook.grows()] + [Grown("finalsale_rings", bell.rings)]
+    exporter = Exporter(settings, grown, lambda: not watch.migrations_pending)
+    registry.register(exporter)
+    intake = settings.console != "only"
+    app = create_app(webhook, watch, bell, settings.redis_url is not None, registry, intake=intake)
+    if intake:
+        api.mount(app, settings, registry)
+    if settings.console != "off":
+        console.mount(app, settings)
     if extend is not None:
         extend(app)
     report = _Reporter(webhook)
     watching = asyncio.create_task(watch.run(report), name="watch")
+    exporting = asyncio.create_task(exporter.run(), name="metrics")
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -229,7 +241,8 @@ async def listening(
     try:
         await runner.setup()
         assert runner.server is not None
-        runner.server.request_handler = _first(webhook, runner.server.request_handler)
+        if intake:
+            runner.server.request_handler = _first(webhook, runner.server.request_handler)
         loop = asyncio.get_running_loop()
         chosen = settings.port if port is None else port
         factory = _bounded(runner.server)
@@ -244,9 +257,10 @@ async def listening(
         await runner.cleanup()
         await webhook.close()
         await bell.close()
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
+        for task in (watching, exporting):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         report()
 
 
@@ -290,6 +304,7 @@ async def serve(
 
     `on_ready` is called with the port once requests are taken. Run it with uvloop.
     """
+    tracing.start("web")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -300,4 +315,5 @@ async def serve(
             on_ready(running.port)
         await stop.wait()
         log.info("web.stopping")
+    await tracing.stop()
     log.info("web.stopped", answers=dict(running.webhook.counts))

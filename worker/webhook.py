@@ -10,10 +10,12 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from aiohttp import HttpVersion11, StreamReader, web
-from prometheus_client import CollectorRegistry, Histogram
 
+from worker import tracing
 from worker.inbox import Commit, Inbox, NotAnEvent, Outcome, read_event
+from worker.metrics import counts
 from worker.settings import Settings
+from worker.signals import Signatures
 from worker.signature import Refused, verify
 
 MAX_BODY_BYTES = 1024 * 1024  # Stripe publishes no limit; the largest events seen are a fifth of this
@@ -75,23 +77,22 @@ class Webhook:
         *,
         overloaded: Callable[[], bool],
         ring: Callable[[], None],
-        registry: CollectorRegistry,
     ) -> None:
         self.counts: Counter[str] = Counter()  # answers: committed, unavailable, backlog, and the reasons of refusals
         self.commits: Counter[str] = Counter()  # commits, new_rows, and failures by class
-        self._secrets = settings.webhook_secrets()
+        # a process that serves the console alone takes nothing in, and needs no secret for it
+        self._secrets = settings.webhook_secrets() if settings.console != "only" else ()
+        self.signatures = Signatures(self._secrets)
         self._mode = settings.mode
         self._tolerance_s = settings.signature_tolerance_s
         self._overloaded = overloaded
         self._ring = ring
         self._stored = Stored()
         self._inbox = Inbox(settings.database_dsn(), self._committed)
-        buckets = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-        self._seconds = Histogram(
-            "finalsale_intake_commit_seconds", "Time of one commit", buckets=buckets, registry=registry
-        )
-        sizes = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-        self._rows = Histogram("finalsale_intake_commit_rows", "Events in one commit", buckets=sizes, registry=registry)
+
+    def grows(self) -> tuple[tuple[str, Counter[str]], ...]:
+        """What it counts, by the family of metrics that it belongs to."""
+        return ("finalsale_deliveries", self.counts), ("finalsale_intake_commits", self.commits)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one delivery."""
@@ -103,6 +104,7 @@ class Webhook:
             if isinstance(verdict, Refused):
                 reason = f"signature_{verdict.reason.name.lower()}"
                 raise Refusal(reason, HTTPStatus.BAD_REQUEST, verdict.reason.value)
+            self.signatures.verified(header, body, verdict.place)
             row = read_event(body, self._mode)
         except Refusal as refusal:
             return self._refuse(refusal)
@@ -110,7 +112,11 @@ class Webhook:
             return self._refuse(Refusal(error.error_code, HTTPStatus.BAD_REQUEST, str(error)))
         if self._overloaded():
             return self._come_back("backlog", RETRY_AFTER_BACKLOG_S)
+        verified_ns = time.time_ns() if tracing.spans is not None else 0
         outcome = await self._inbox.add(row)
+        if tracing.spans is not None:
+            told = row.kind.realm, row.event_id, row.type, outcome.value
+            tracing.spans.delivered(*told, int(now_s * 1e9), verified_ns)
         if outcome is Outcome.COMMITTED:
             self.counts["committed"] += 1
             return (
@@ -135,8 +141,8 @@ class Webhook:
         return web.Response(status=503, text="Not stored; send it again.\n", headers={"Retry-After": str(after_s)})
 
     def _committed(self, commit: Commit) -> None:
-        self._seconds.observe(commit.seconds)
-        self._rows.observe(commit.rows)
+        counts.observe("finalsale_intake_commit_seconds", commit.seconds)
+        counts.observe("finalsale_intake_commit_rows", commit.rows)
         if commit.error is None:
             self.commits["done"] += 1
             self.commits["new_rows"] += commit.new_rows

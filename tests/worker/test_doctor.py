@@ -21,14 +21,15 @@ from sandbox import Sandbox
 from sandbox.health import tell_failures
 from tests.stripe_sender import WEBHOOK_SECRET, event, thin_event
 from tests.worker.books import court
-from worker import cli_doctor
-from worker.db import Pool, connection
+from worker import cli_doctor, operators
+from worker.db import Pool, connection, transaction
 from worker.doctor import examine, exit_code
 from worker.drain import drain
 from worker.endpoint import CannotFix, Check, State, check_endpoint, endpoint_findings, fix_endpoint, public_url
 from worker.endpoint import reads_version as reads
 from worker.gaps import close_gaps, name_gaps, open_gaps
 from worker.inbox import read_event, store_rows
+from worker.operators import Role
 from worker.settings import Settings
 from worker.stripe_gateway import API_VERSION, StripeGateway
 from worker.web import Listening
@@ -367,13 +368,21 @@ async def make_well(pool: Pool) -> None:
         """insert into runs (id, realm, kind, dry_run, asked, plan, state, exit_code, finished_at)
            values ('run_1', 'test', 'nightly', false, 'night of 2026-11-22', '', 'done', 0, now())"""
     )
+    await pool.execute("insert into workers (id, role) values (gen_random_uuid(), 'worker')")
+    async with transaction(pool) as conn:
+        await operators.add(conn, "Ada", Role.ADMIN, by="Ada")
     async with connection(pool) as conn:
         await store_rows(conn, [read_event(event(), "test")])
 
 
 def restricted(settings: Settings) -> Settings:
     return settings.model_copy(
-        update={"stripe_api_key": SecretStr("rk_test_x"), "stripe_webhook_secret": SecretStr("whsec_a,whsec_b")}
+        update={
+            "stripe_api_key": SecretStr("rk_test_x"),
+            "stripe_webhook_secret": SecretStr("whsec_a,whsec_b"),
+            "alert_urls": SecretStr("json://127.0.0.1:9"),
+            "alert_private_hosts": "127.0.0.1",
+        }
     )
 
 
@@ -474,7 +483,7 @@ async def test_an_old_schema_is_told_and_nothing_in_it_is_called_well(settings: 
     await pool.execute("update alembic_version set version_num = '0002'")
     checks = {c.name: c for c in await examine(settings.model_copy(update={"stripe_api_key": None}))}
     assert (checks["migrations"].state, checks["migrations"].remedy) == (State.FAIL, "`finalsale migrate`")
-    assert checks["nightly run"].detail == "not looked at: no database"
+    assert checks["nightly run"].detail == "not looked at: the schema is of another release"
 
 
 def test_a_run_reads_no_list_that_the_doctor_does_not_try() -> None:
@@ -497,6 +506,9 @@ def doctor(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         "STRIPE_API_KEY": "sk_test_canary0000000000",
         "STRIPE_WEBHOOK_SECRET": "whsec_canary",
         "FINALSALE_PUBLIC_URL": URL,
+        "FINALSALE_BIND": "127.0.0.1",
+        "FINALSALE_ALERT_URLS": "json://127.0.0.1:9",
+        "FINALSALE_ALERT_PRIVATE_HOSTS": "127.0.0.1",
         "COLUMNS": "80",
     }.items():
         monkeypatch.setenv(name, value)

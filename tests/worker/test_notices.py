@@ -320,7 +320,7 @@ async def test_410_ends_it_at_once_and_a_replay_that_arrives_ends_the_alert(
     assert await states(pool) == ["failed"]
     app.answer = lambda body: 200
     async with transaction(pool) as conn:
-        await replay(conn, REALMS, state="failed")
+        await replay(conn, REALMS, state="failed", by="Ann")
     await sender.send_due()
     assert await states(pool) == ["sent"]
     async with connection(pool) as conn:
@@ -383,7 +383,7 @@ async def test_without_an_address_nothing_is_sent_and_after_an_hour_it_is_held_u
     assert await states(pool) == ["held", "waiting"]
     await sender.send_due()
     async with transaction(pool) as conn:
-        assert len(await replay(conn, REALMS, customer="cus_A", state="held")) == 1
+        assert len(await replay(conn, REALMS, customer="cus_A", state="held", by="Ann")) == 1
     await sender.send_due()
     assert app.told == ["cus_A 2", "cus_A 1"]
 
@@ -434,7 +434,7 @@ async def test_a_replay_sends_the_same_bodies_under_the_same_ids_in_the_old_orde
     await write(pool, *(notice(n=n) for n in (1, 2, 3)), notice("cus_B"))
     await sender.send_due()
     async with transaction(pool) as conn:
-        ids = await replay(conn, REALMS, customer="cus_A")
+        ids = await replay(conn, REALMS, customer="cus_A", by="Ann")
     assert len(ids) == 3
     before = {headers["webhook-id"]: body for headers, body in app.requests}
     app.requests.clear()
@@ -447,15 +447,15 @@ async def test_a_replay_is_narrowed_by_id_and_time_and_refuses_to_mean_everythin
     await write(pool, notice(n=1, ago_s=8 * DAY), notice(n=2, ago_s=8 * DAY))
     first = notice_id(REALM, "standing.changed:cus_A:1")
     async with transaction(pool) as conn:
-        assert await replay(conn, REALMS, ids=[first]) == [first]
+        assert await replay(conn, REALMS, ids=[first], by="Ann") == [first]
         since = await conn.fetchval("select now() + interval '1 hour'")
-        assert await replay(conn, REALMS, since=since) == []
+        assert await replay(conn, REALMS, since=since, by="Ann") == []
         with pytest.raises(NotUnderstood):
-            await replay(conn, REALMS)
+            await replay(conn, REALMS, by="Ann")
         with pytest.raises(NotFound, match="msg_none"):
-            await replay(conn, REALMS, ids=[first, "msg_none"])
+            await replay(conn, REALMS, ids=[first, "msg_none"], by="Ann")
         with pytest.raises(NotFound):
-            await replay(conn, ["live"], ids=[first])
+            await replay(conn, ["live"], ids=[first], by="Ann")
     assert await states(pool) == ["waiting", "held"]
 
 

@@ -143,7 +143,7 @@ async def test_a_token_is_valid_at_once_and_refused_within_two_seconds_of_its_re
     with_token = app(token)
     assert (await with_token.get("customers/cus_A")).status == 200
     async with transaction(pool) as conn:
-        (ended,) = await tokens.revoke(conn, "app")
+        (ended,) = await tokens.revoke(conn, "app", by="bert")
     assert (ended["state"], ended["id"]) == ("revoked", token.split("_")[1])
 
     async def status() -> int:

@@ -64,3 +64,5 @@ class Page(NamedTuple):
     """As aiohttp writes them, below /console: `/reviews/{id}`."""
     role: Role
     show: Show
+    own_transaction: bool = False
+    """A change that asks Stripe on its way: its connection is in no transaction, and it opens short ones itself."""

@@ -25,7 +25,7 @@ select customer, body, changed_at from accounts where realm = :realm and custome
 -- Those that judging a file raises and resolves; others have their own masters.
 select customer, cause, severity, sentence from alerts
 where realm = :realm and customer = any(:customers::text[]) and resolved_at is null
-  and kind not in ('case_near_due', 'case_overdue', 'notice_failed');
+  and kind not in ('case_near_due', 'case_overdue', 'notice_failed', 'refund_failed', 'refund_in_doubt', 'review_waiting');
 
 -- name: save_accounts!
 insert into accounts (realm, customer, standing, holds, access_until, body, changed_at)
@@ -52,14 +52,17 @@ insert into entries (realm, lot, customer, kind, amount, clause, cause, effectiv
 select :realm, * from unnest(:lots::text[], :customers::text[], :kinds::text[], :amounts::bigint[], :clauses::text[],
                              :causes::text[], :effective_at::timestamptz[]);
 
--- name: raise_alerts!
+-- name: raise_alerts
+-- What a person closed is raised again only with something else to say.
 insert into alerts (realm, cause, kind, severity, customer, subject, sentence, raised_at)
 select :realm, *, now() from unnest(:causes::text[], :kinds::text[], :severities::text[], :customers::text[], :subjects::text[],
                              :sentences::text[])
 on conflict (realm, cause) do update
 set kind = excluded.kind, severity = excluded.severity, customer = excluded.customer, subject = excluded.subject,
-    sentence = excluded.sentence, resolved_at = null,
-    raised_at = case when alerts.resolved_at is null then alerts.raised_at else excluded.raised_at end;
+    sentence = excluded.sentence, resolved_at = null, closed_at = null,
+    raised_at = case when alerts.resolved_at is null then alerts.raised_at else excluded.raised_at end
+where alerts.closed_at is null or (alerts.severity, alerts.sentence) is distinct from (excluded.severity, excluded.sentence)
+returning cause;
 
 -- name: resolve_alerts!
 update alerts set resolved_at = now() where realm = :realm and cause = any(:causes::text[]) and resolved_at is null;

@@ -35,3 +35,11 @@ from decisions d join objects o on o.realm = d.realm and o.id = d.subject
 where d.realm = any(:realms::text[]) and d.clause = '7' and o.kind = 'dispute'
   and not exists (select from decisions later where later.realm = d.realm and later.subject = d.subject and later.revision > d.revision)
 order by d.subject;
+
+-- name: open_dispute_decisions
+-- Of those, without what is over for good and waits for nobody; a row that no release has told of yet may be open.
+select d.realm, d.subject, d.customer, d.verdict, o.body as fact
+from decisions d join objects o on o.realm = d.realm and o.id = d.subject
+where d.realm = any(:realms::text[]) and d.clause = '7' and o.kind = 'dispute' and (d.verdict = 'review' or o.unfinished is not false)
+  and not exists (select from decisions later where later.realm = d.realm and later.subject = d.subject and later.revision > d.revision)
+order by d.subject;

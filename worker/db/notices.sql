@@ -91,7 +91,9 @@ select id, realm, customer, type, body, state, attempts, next_at, error, created
 where realm = any(:realms::text[]) and id = :id;
 
 -- name: read_alerts
-select realm, cause, kind, severity, customer, subject, sentence, raised_at, resolved_at from alerts
+select realm, cause, kind, severity, customer, subject, sentence, raised_at, resolved_at, told_at, told_step, acked_by, acked_at,
+       ack_note
+from alerts
 where realm = any(:realms::text[]) and (:resolved::bool or resolved_at is null)
 order by resolved_at is not null, array_position(array['critical', 'warning', 'note'], severity), raised_at desc, cause
 limit :most::int;

@@ -47,14 +47,14 @@ select event_id, realm, type, api_version, created_at, received_at, state, attem
 from inbox where event_id = :id;
 
 -- name: replay_events
--- An event of the other mode stays ignored: its facts belong into another deployment's books.
+-- An event of the other mode stays ignored: its facts belong into another deployment's books. One whose payload is gone has nothing to say.
 update inbox set state = 'waiting', attempts = 0, next_at = now(), error = null, settled_at = null
-where event_id = any(:ids::text[]) and state in ('done', 'quarantined', 'dead')
+where event_id = any(:ids::text[]) and state in ('done', 'quarantined', 'dead') and octet_length(payload) > 0
 returning event_id;
 
 -- name: replay_state
 update inbox set state = 'waiting', attempts = 0, next_at = now(), error = null, settled_at = null
-where state = :state and state in ('quarantined', 'dead')
+where state = :state and state in ('quarantined', 'dead') and octet_length(payload) > 0
 returning event_id;
 
 -- name: read_decisions
@@ -109,13 +109,19 @@ select decision_id, act, by_name, note, acted_at from review_acts where decision
 
 -- name: read_waiting
 -- What waits for a person: a review that nobody has answered, and actions that are proposed, refused or closed without an answer since.
-select d.id, d.realm, d.subject, d.revision, d.body, d.decided_at from decisions d
-where d.realm = any(:realms::text[])
-  and not exists (select 1 from decisions later where later.realm = d.realm and later.subject = d.subject and later.revision > d.revision)
-  and not exists (select 1 from review_acts r where r.decision_id = d.id and r.act = 'reject')
-  and (exists (select 1 from actions a where a.realm = d.realm and a.decision_subject = d.subject
-               and a.state in ('proposed', 'review', 'failed'))
-       or d.verdict = 'review' and not exists (select 1 from review_acts r where r.decision_id = d.id and r.act = 'approve'))
+with candidates as (
+    select d.id from actions a
+    cross join lateral (
+        select d.id from decisions d where d.realm = a.realm and d.subject = a.decision_subject order by d.revision desc limit 1) d
+    where a.realm = any(:realms::text[]) and a.state in ('proposed', 'review', 'failed')
+    union
+    select d.id from decisions d
+    where d.realm = any(:realms::text[]) and d.verdict = 'review'
+      and not exists (select 1 from decisions later where later.realm = d.realm and later.subject = d.subject and later.revision > d.revision)
+      and not exists (select 1 from review_acts r where r.decision_id = d.id and r.act = 'approve')
+)
+select d.id, d.realm, d.subject, d.revision, d.body, d.decided_at from candidates c join decisions d on d.id = c.id
+where not exists (select 1 from review_acts r where r.decision_id = d.id and r.act = 'reject')
 order by d.decided_at, d.id;
 
 -- name: lock_actions

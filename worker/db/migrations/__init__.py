@@ -77,7 +77,7 @@ def run_sql(name: str) -> None:
     script = (VERSIONS / name).read_text(encoding="utf-8")
 
     async def execute(raw: Any) -> None:
-        await raw.execute(script)
+        await raw.execute(f"{script}\nselect 1")  # asyncpg cannot read the answer to a file of nothing but comments
 
     dbapi_connection: Any = connection.connection.dbapi_connection
     dbapi_connection.run_async(execute)

@@ -2,6 +2,7 @@
 
 create table operators (
     name       text collate "C" primary key check (name <> ''),
+    folded     text collate "C" not null unique,   -- the name as the two-person rule compares it
     role       text not null check (role in ('read', 'decide', 'admin')),
     created_at timestamptz not null default now(),
     created_by text not null,
@@ -26,9 +27,12 @@ create table console_sessions (
     operator   text collate "C" not null references operators (name),
     token      text collate "C" not null references operator_tokens (id),
     csrf       bytea not null,
+    said       text,                               -- a sentence to show once, on the next page
     began_at   timestamptz not null default now(),
     seen_at    timestamptz not null default now(),
     ends_at    timestamptz not null
 );
 comment on table console_sessions is 'Signed-in browsers. A session ends with its time, its token or its operator.';
+create index console_sessions_operator on console_sessions (operator);
+create index console_sessions_token on console_sessions (token);
 create index console_sessions_ends on console_sessions (ends_at);

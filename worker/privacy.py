@@ -1,0 +1,226 @@
+"""Personal data: payloads go after the retention, and one customer's data when that is asked for. Books and chain stay as they are.
+
+Where it lies: `inbox.payload` (events as Stripe sent them), `objects` (hashes of e-mails, card fingerprints, the merchant's metadata),
+`links` (hashes of the same), `cases` and `case_acts` (what a customer wrote), and what a nightly run holds staged. Decisions,
+actions, entries, notices, alerts and reports name ids (also the merchant's own, as evidence) and amounts only. What an operator
+noted stays unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import structlog
+
+from handlers.cases import Case
+from handlers.customer import AnyFact, CustomerFile, Fact, decode_known, encode
+from handlers.erasure import erased, pseudonyms
+from handlers.identity import link_keys
+from worker import audit
+from worker.db import Connection, Pool, columns, connection, queries, transaction
+from worker.inbox import unpack
+from worker.judging import Court
+from worker.reading import Document, NotFound, fetch
+from worker.review import ActRefused, named, said_why
+from worker.settle import key_hash, lock_number
+
+SLICE = 2_000
+"""Events of one transaction: some 10 MB of payloads."""
+SLICES_A_ROUND = 50
+GONE_ADDRESS, GONE_TEXT = "erased@erased.invalid", "[erased on request]"
+
+_IDS = re.compile(rb'"([a-z]{2,8}_[A-Za-z0-9_]{1,200})"').findall
+
+log = structlog.get_logger()
+
+Progress = Callable[[int], None]
+
+
+# retention ---------------------------------------------------------------------------------------------------------------
+
+
+async def prune(pool: Pool, days: int) -> int:
+    """Take their payload from events that were settled and are older than `days`; what is not settled keeps its own.
+
+    Works in slices of one transaction each, at most SLICES_A_ROUND of them. Returns how many payloads went.
+    """
+    pruned = 0
+    for _ in range(SLICES_A_ROUND):
+        async with transaction(pool) as conn:
+            await queries.lock_keys(conn, keys=[lock_number("retention")])
+            since: datetime | None = await queries.prune_from(conn)
+            if since is None:
+                break
+            until: datetime = await queries.prune_edge(conn, since=since, days=days, most=SLICE)
+            if until <= since:
+                break
+            pruned += int(await queries.prune_slice(conn, since=since, until=until))
+    async with transaction(pool) as conn:
+        pruned += int(await queries.prune_settled(conn))
+    if pruned:
+        log.info("retention.pruned", payloads=pruned, older_than_days=days)
+    return pruned
+
+
+# erasure -----------------------------------------------------------------------------------------------------------------
+
+
+class Erasure(msgspec.Struct, kw_only=True):
+    """What an erasure is about to do, or did."""
+
+    realm: str
+    customers: list[str]
+    """The customer, and all others that are the same person."""
+    facts: list[AnyFact]
+    cases: list[str]
+    payloads: int = 0
+    done: bool = False
+
+    @property
+    def document(self) -> Document:
+        """For people and programs, without anything personal."""
+        return {
+            "customers": self.customers,
+            "objects": len(self.facts),
+            "cases": self.cases,
+            "payloads": self.payloads,
+            "erased": self.done,
+        }
+
+
+async def look(conn: Connection, realms: Sequence[str], customer: str) -> Erasure:
+    """Whom an erasure would concern, and what. Raises NotFound, and ActRefused where something is not over yet."""
+    rows = await fetch(conn, queries.find_objects, realms=list(realms), ids=[customer])
+    if not rows or rows[0]["customer"] is None:
+        raise NotFound(
+            f"There is no customer {customer} in the books; `finalsale explain {customer}` says what is known."
+        )
+    realm, customer = rows[0]["realm"], rows[0]["customer"]
+    kin = await fetch(conn, queries.kin, customers=[customer], realm=realm)
+    customers = sorted({customer, *(row["customer"] for row in kin)})
+    await queries.lock_keys(conn, keys=sorted(lock_number(f"{realm} {one}") for one in customers))
+    stored = await fetch(conn, queries.load_objects, realm=realm, customers=customers)
+    facts = [fact for row in stored if (fact := decode_known(row["body"])) is not None]
+    if still := [*_alive(facts), *await _open(conn, realm, customers)]:
+        more = f" and {len(still) - 5} more" if len(still) > 5 else ""
+        raise ActRefused(
+            f"{customer} cannot be erased yet, something is not over: {', '.join(still[:5])}{more}. End it first."
+        )
+    cases = await fetch(conn, queries.cases_to_erase, realm=realm, customers=customers)
+    return Erasure(realm=realm, customers=customers, facts=facts, cases=[row["id"] for row in cases])
+
+
+def _alive(facts: Sequence[AnyFact]) -> list[str]:
+    file = CustomerFile(facts)
+    alive = [f"{s.id} may still renew" for s in file.subscriptions.values() if s.alive]
+    closed = ("won", "lost", "prevented", "warning_closed")
+    return alive + [f"{d.id} is {d.status}" for d in file.disputes.values() if d.status not in closed]
+
+
+async def _open(conn: Connection, realm: str, customers: list[str]) -> list[str]:
+    rows = await fetch(conn, queries.open_matters, realm=realm, customers=customers)
+    return [
+        f"{row['id']} ({row['state']})" if row["what"] == "action" else f"{row['id']} is {row['state']}" for row in rows
+    ]
+
+
+async def erase(
+    conn: Connection,
+    court: Court,
+    realms: Sequence[str],
+    customer: str,
+    *,
+    by: str,
+    reason: str,
+    linked: bool = False,
+    notes: bool = False,
+    via: str = "cli",
+) -> Erasure:
+    """Erase a person's data from facts, links and cases. Must run inside a transaction; `erase_payloads` follows it.
+
+    Decisions, actions, entries and the chain stay. Later tellings of these customers are kept without personal fields. With
+    `notes` also what operators noted on their decisions goes.
+    Raises NotFound, ActRefused: something is not over, or the person has other customers and `linked` does not say so.
+    """
+    name, why = named(by), said_why(reason)
+    if not why:
+        raise ActRefused("Say why, for whoever audits this: --reason TEXT.")
+    found = await look(conn, realms, customer)
+    if len(found.customers) > 1 and not linked:
+        raise ActRefused(
+            f"{customer} is one person with {', '.join(c for c in found.customers if c != customer)}: decisions rest on that. "
+            "Erase them all with --linked."
+        )
+    pseudonym = pseudonyms(secrets.token_bytes(32))
+    facts = [erased(fact, pseudonym) for fact in found.facts]
+    await _write(conn, court, found, facts)
+    for row in await fetch(conn, queries.cases_to_erase, realm=found.realm, customers=found.customers):
+        body = msgspec.json.encode(_without_words(msgspec.json.decode(row["body"], type=Case)))
+        await queries.write_case(conn, id=row["id"], customer=found.customers[0], body=body)
+    await audit.permit_erasure(conn)
+    await queries.erase_case_texts(conn, case_ids=found.cases, gone=GONE_TEXT)
+    if notes:
+        await queries.erase_review_notes(conn, realm=found.realm, customers=found.customers, gone=GONE_TEXT)
+    await queries.save_erasures(conn, realm=found.realm, customers=found.customers, by_name=name, reason=why)
+    await audit.record(
+        conn, found.realm, by=name, via=via, act="customers.erase", subject=customer, reason=why, after=found.document
+    )
+    found.done = True
+    return found
+
+
+async def _write(conn: Connection, court: Court, found: Erasure, facts: Sequence[Fact]) -> None:
+    """The facts with pseudonyms, and the links that follow from them."""
+    owners = {fact.id: getattr(fact, "customer", None) or fact.id for fact in facts}
+    if facts:
+        bodies = columns([(fact.id, encode(fact)) for fact in facts])
+        await queries.erase_objects(conn, ids=bodies[0], bodies=bodies[1], realm=found.realm)
+    await queries.erase_links(conn, realm=found.realm, customers=found.customers)
+    links = sorted(
+        {
+            (owners[fact.id], key_hash(key))
+            for fact in facts
+            if owners[fact.id] in found.customers
+            for key in link_keys(fact, court.person_keys)
+        }
+    )
+    if links:
+        await conn.execute(queries.save_links.sql, found.realm, *columns(links))
+    await queries.erase_staged(conn, customers=found.customers, ids=[fact.id for fact in facts])
+
+
+def _without_words(case: Case) -> Case:
+    request = msgspec.structs.replace(case.request, email=GONE_ADDRESS, description=GONE_TEXT)
+    evaluation = msgspec.structs.replace(case.evaluation, draft_answer="")
+    return msgspec.structs.replace(
+        case, request=request, evaluation=evaluation, answer=None if case.answer is None else GONE_TEXT
+    )
+
+
+async def erase_payloads(pool: Pool, found: Erasure, progress: Progress = lambda _: None) -> int:
+    """Take the payload from every settled event that tells of these customers or their objects. Returns how many.
+
+    Looks into all payloads, some 20,000 a second: which customer an event is about stands nowhere else.
+    """
+    ids = {id_.encode() for id_ in (*found.customers, *(fact.id for fact in found.facts))}
+    after, looked = "", 0
+    while True:
+        async with connection(pool) as conn:
+            rows: list[Any] = await fetch(conn, queries.payload_slice, after=after, realm=found.realm, most=SLICE)
+            if not rows:
+                return found.payloads
+            mine = [row["event_id"] for row in rows if _tells_of(bytes(row["payload"]), ids)]
+            if mine:
+                await queries.erase_payloads(conn, event_ids=mine)
+        after, looked = rows[-1]["event_id"], looked + len(rows)
+        found.payloads += len(mine)
+        progress(looked)
+
+
+def _tells_of(payload: bytes, ids: set[bytes]) -> bool:
+    return not ids.isdisjoint(_IDS(unpack(payload)))
