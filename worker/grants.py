@@ -90,9 +90,9 @@ TABLES: dict[str, Access] = {
     "alert_messages": Access("", _ISU, _S),
     "alert_tellings": Access("", _ISU, _S),
     "signals": Access("", _ISUD, _S),
-    # the chain: triggers queue what anybody writes, a worker chains it
-    "audit_queue": Access("insert, select (number)", "insert, select, delete", "insert, select"),
-    "audit_texts": Access(_IS, _IS, _IS),
+    # the chain: triggers of the owner's queue what anybody writes, a worker chains it and verifies it
+    "audit_queue": Access("select (number)", "insert, select, delete", _S),
+    "audit_texts": Access("", _S, ""),
     "audit_chain": Access("select (seq)", _IS, _S),
     "audit_backfill": Access("", "select, update, delete", _S),
     "audit_checks": Access("", _IS, _S),

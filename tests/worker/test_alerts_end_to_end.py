@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.worker.merchant import POLICY, Merchant, merchant, policy_with
+from tests.worker.merchant import Merchant, merchant, policy_with
 from tests.worker.receivers import mailbox, webhook
 from tests.worker.test_alerts import Told, telling
 from tests.worker.test_audit import tamper, written
@@ -79,7 +79,6 @@ async def carried_out(m: Merchant, _: None) -> None:
 
 
 async def limit_reached(m: Merchant) -> str:
-    m.court.policy = policy_with(("per_day     = { usd = 500000", "per_day     = { usd = 100"))
     _, second = m.double_click()
     await m.to_the_end()
     charge: str = m.charge_of(second)["id"]
@@ -98,7 +97,6 @@ async def resume(m: Merchant, _: None) -> None:
 
 
 async def waits(m: Merchant) -> str:
-    m.court.refunds = "review"
     _, second = m.double_click()
     await m.hear()
     await later(m.pool, 30)
@@ -287,6 +285,13 @@ CAUSES = {
     "clock_skew": Cause(clock_off, clock_right),
     "worker_silent": Cause(worker_gone, worker_replaced),
 }
+DEPLOYED: dict[str, dict[str, Any]] = {
+    # the sandbox gives nine days and more to answer a chargeback
+    "deadline": {"policy": policy_with(('deadline_alerts = ["7d"', 'deadline_alerts = ["30d", "7d"'))},
+    "refund_limit": {"policy": policy_with(("per_day     = { usd = 500000", "per_day     = { usd = 100"))},
+    "review_waiting": {"refunds": "review"},
+    "reviews_waiting": {"refunds": "review"},
+}
 ELSEWHERE = {
     "proration_after_cancellation": "tests/handlers/test_cancellations.py",
     "refunded_by_hand": "tests/handlers/test_out_of_policy.py",
@@ -309,14 +314,12 @@ async def test_it_is_told_once_and_once_more_when_it_is_over(
     kind: str, settings: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conditions, "SINGLY", 2)
+    monkeypatch.setattr(conditions, "NIGHT_LATE_S", 0)  # at whatever time of day this runs
     cause, title = CAUSES[kind], KINDS[kind].title
-    policy = policy_with(
-        ('deadline_alerts = ["7d"', 'deadline_alerts = ["30d", "7d"')
-    )  # the sandbox gives nine days and more
     async with (
         mailbox() as mail,
         webhook() as hook,
-        merchant(settings, pool, policy=policy if kind == "deadline" else POLICY) as m,
+        merchant(settings, pool, **DEPLOYED.get(kind, {})) as m,
         telling(pool, *(f"critical+warning+note={url}" for url in (mail.url, hook.url))) as told,
     ):
         m.settings = m.settings.model_copy(update={"public_url": URL})
@@ -334,9 +337,9 @@ async def test_it_is_told_once_and_once_more_when_it_is_over(
         for _ in range(2):
             await seen(m, told)
         for receiver in (mail, hook):
-            mine = [message.title for message in receiver.heard if title in message.title]
-            assert len(mine) == 2
-            assert "resolved" in mine[1]
+            titles = [message.title for message in receiver.heard if title in message.title]
+            assert len(titles) == 2
+            assert "resolved" in titles[1]
 
 
 async def seen(m: Merchant, told: Told, *, hear: bool = True) -> None:
