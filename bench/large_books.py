@@ -8,12 +8,14 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 import msgspec
 
-from handlers.decisions import Money
+from handlers.case_request import CaseRequest
+from handlers.customer import CustomerId
+from handlers.decisions import Decision, Money, Verdict
 from handlers.events import read_object
 from handlers.terms import SHIPPED_POLICY, load_policy
 from reconcile.findings import Class, Finding, What
@@ -22,6 +24,7 @@ from reconcile.windows import LISTS
 from sandbox import Sandbox
 from sandbox.webhooks import snapshot_body
 from worker import audit
+from worker.cases import open_case
 from worker.inbox import pack
 from worker.judging import Court
 from worker.settle import settle
@@ -65,7 +68,7 @@ class Size(NamedTuple):
 LARGE = Size(customers=100_000, events=1_000_000, alerts=5_000, acts=20_000, runs=400)
 SMALL = Size(customers=20, events=100, alerts=5, acts=10, runs=2)
 
-Conn = asyncpg.Connection[asyncpg.Record]
+Conn: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 async def make(database_url: str, size: Size) -> None:
@@ -115,68 +118,124 @@ class Event(NamedTuple):
 
 async def _played(conn: Conn) -> list[Event]:
     """Play one customer of each part, settle what Stripe tells of them, and leave their marked rows in `copied_…`."""
-    customers: list[str] = []
-    events: list[Event] = []
     async with Sandbox(seed=7) as sandbox:
         books = sandbox.books
         books.set_clock(int(time.time()) - (31 * MONTHS + 1) * DAY, running=False)
-        price = books.new_price(books.new_product("FluxArt AI", id_="prod_basic")["id"], "usd", 2900, interval="month", id_="price_basic")  # fmt: skip
-        for number, part in enumerate(PARTS):
-            known = {event["id"] for event in books.all("event")}
-            customer = books.new_customer(email=f"{part}@example.com", metadata={}, fingerprint=f"card{part}")
-            customers.append(customer["id"])
-            metadata = {"user_id": f"user{part}"}
-            books.subscribe(customer, [(price, 1)], metadata=metadata)
-            if part in ("twice", "asked"):
-                books.advance(60)
-                books.subscribe(customer, [(price, 1)], metadata=metadata)
-            disputes = []
-            if part in ("open", "kept", "lost"):
-                charge = next(charge for charge in books.all("charge") if charge["customer"] == customer["id"])
-                disputes.append(books.open_dispute(charge))
-            court = Court(policy=POLICY, refunds="auto" if part == "twice" else "review")
-            await _settled(conn, court, books, customer["id"])
-            for dispute in disputes if part == "lost" else ():
-                books.set_dispute(dispute, "lost")
-            books.advance(7)
-            await _settled(conn, court, books, customer["id"])
-            made = [event for event in books.all("event") if event["id"] not in known]
-            events += [
-                Event(number, _marked(e["id"]), e["type"], e["api_version"], e["created"], _marked(snapshot_body(e)))
-                for e in made
-            ]
+        product = books.new_product("FluxArt AI", id_="prod_basic")["id"]
+        price = books.new_price(product, "usd", 2900, interval="month", id_="price_basic")
+        customers = {}
+        for part in PARTS:
+            customers[part] = await _bought(conn, books, price, part)
         books.advance(31 * MONTHS * DAY - 3600)  # the renewals of everybody
-        for part, customer_id in zip(PARTS, customers, strict=True):
-            await _settled(conn, Court(policy=POLICY, refunds="auto" if part == "twice" else "review"), books, customer_id)  # fmt: skip
-    await _keep(conn, customers)
+        for part, customer in customers.items():
+            await _ends(conn, books, part, customer)
+        events = _told(books, list(customers.values()))
+    await _plain_decisions(conn, customers["plain"])
+    await _asked_for(conn, customers["twice"])
+    await _keep(conn, list(customers.values()))
     return events
+
+
+async def _bought(conn: Conn, books: Any, price: Any, part: str) -> str:
+    """A subscription, and for some the same again."""
+    customer = books.new_customer(email=f"{part}@example.com", metadata={}, fingerprint=f"card{part}")
+    id_: str = customer["id"]
+    books.subscribe(customer, [(price, 1)], metadata={"user_id": f"user{part}"})
+    if part in ("twice", "asked"):
+        books.advance(60)
+        again = books.subscribe(customer, [(price, 1)], metadata={"user_id": f"user{part}"})
+        await _settled(conn, books, id_)
+        books.cancel(again)
+    await _settled(conn, books, id_)
+    return id_
+
+
+async def _ends(conn: Conn, books: Any, part: str, customer: str) -> None:
+    """What happened last: for some a dispute, which some lost."""
+    if part in ("open", "kept", "lost"):
+        charge = next(charge for charge in books.all("charge") if charge["customer"] == customer)
+        dispute = books.open_dispute(charge)
+        await _settled(conn, books, customer)
+        if part == "lost":
+            books.advance(60)
+            books.set_dispute(dispute, "lost")
+    await _settled(conn, books, customer)
 
 
 _KINDS = ("customer", "subscription", "invoice", "payment_intent", "invoice_payment", "charge", "dispute")
 
 
-async def _settled(conn: Conn, court: Court, books: Any, customer: str) -> None:
+async def _settled(conn: Conn, books: Any, customer: str) -> None:
     """What Stripe tells of a customer now, through the one door."""
     now = books.now()
     facts = [read_object(msgspec.json.encode(each), now) for kind in _KINDS for each in books.all(kind)]
-    owned = {fact.id for fact in facts if getattr(fact, "customer", None) == customer or fact.id == customer}
+    owned = {customer}
     mine = []
-    for fact in facts:  # a payment of an invoice, a dispute of a charge
-        if fact.id in owned or not owned.isdisjoint(fact.references()):
+    for fact in facts:  # a payment of an invoice, a dispute of a charge: in the order of the kinds
+        if fact.id in owned or getattr(fact, "customer", None) == customer or not owned.isdisjoint(fact.references()):
             owned.add(fact.id)
             mine.append(fact)
     async with conn.transaction():
-        await settle(conn, court, REALM, mine)
+        await settle(conn, Court(policy=POLICY, refunds="review"), REALM, mine)
+
+
+def _told(books: Any, customers: list[str]) -> list[Event]:
+    """The events about each of these customers."""
+    events = []
+    for event in books.all("event"):
+        body = snapshot_body(event)
+        about = msgspec.json.decode(body)["data"]["object"]
+        whose = about["id"] if about["object"] == "customer" else about.get("customer")
+        if whose in customers:
+            named = _marked(event["id"]), event["type"], event["api_version"], event["created"]
+            events.append(Event(customers.index(whose), *named, _marked(body)))
+    return events
+
+
+async def _plain_decisions(conn: Conn, customer: str) -> None:
+    """Of payments that nothing was wrong with: most subjects have a decision that says so."""
+    for row in await conn.fetch("select id from objects where customer = $1 and kind = 'charge'", customer):
+        decision = Decision(
+            subject=row["id"],
+            customer=CustomerId(customer),
+            clause="4.3",
+            rule="D3",
+            verdict=Verdict.NONE,
+            policy_version="2025-01",
+            reason=f"{row['id']} pays for a time that nobody paid for before.",
+        )
+        told = [REALM, decision.subject, customer, decision.fingerprint(), msgspec.json.encode(decision)]
+        await conn.execute(_PLAIN, *told)
+
+
+async def _asked_for(conn: Conn, customer: str) -> None:
+    """A customer asks support for a refund."""
+    charge = await conn.fetchval("select subject from actions where customer = $1 and kind = 'refund'", customer)
+    day = f"{datetime.now(UTC) - timedelta(days=MONTHS * 31):%Y-%m-%d}"
+    request = CaseRequest(
+        email="twice@example.com", date=day, description="I was charged twice.", transaction=charge, customer=customer
+    )
+    async with conn.transaction():
+        await open_case(conn, POLICY, REALM, request, by="Ada")
+
+
+_PLAIN = """
+insert into decisions (id, realm, subject, revision, customer, clause, rule, verdict, policy_version, fingerprint, body)
+values ('dec_' || md5($2), $1, $2, 1, $3, '4.3', 'D3', 'none', '2025-01', $4, $5)
+"""
 
 
 async def _keep(conn: Conn, customers: list[str]) -> None:
-    """The rows of the played customers, marked, as those they are found as once everything was done."""
+    """The rows of the played customers, marked, as they are found once everything was done."""
+    places = list(PARTS)
     for table in COPIED:
-        await conn.execute(f"create temporary table copied_{table} as select 0 as played, t.* from {table} t with no data")  # noqa: S608
-        rows = await conn.fetch(f"select array_position($1::text[], customer) - 1 as played, t.* from {table} t where customer = any($1)", customers)  # fmt: skip  # noqa: S608
+        await conn.execute(
+            f"create temporary table copied_{table} as select 0 as played, t.* from {table} t with no data"
+        )
+        rows = await conn.fetch(f"select array_position($1::text[], customer) - 1 as played, t.* from {table} t where customer = any($1)", customers)  # fmt: skip
         marked = [{name: _marked(value) for name, value in row.items()} for row in rows]
         if table == "actions":
-            marked = [_sent(row) if row["state"] == "planned" else row for row in marked]
+            marked = [_sent(row) if row["played"] == places.index("twice") else row for row in marked]
         if table == "notices":
             marked = [row | {"state": "sent", "sent_at": row["created_at"]} for row in marked]
         if table == "links":
@@ -237,7 +296,7 @@ async def _number(conn: Conn, size: Size) -> None:
     for n in range(size.customers):
         part = parts[n * 379 % 1000] if size.customers >= 1000 else places[n % len(places)]
         shift = timedelta(seconds=n * 7919 % (YEAR_DAYS * DAY) if part not in RECENT else n * 7919 % (2 * DAY))
-        rows.append((n, places.index(part), f"n{n}", -shift))
+        rows.append((n, places.index(part), f"n{n:06}", -shift))
     await conn.execute("create temporary table copies (n int, played int, mark text, shift interval)")
     await conn.copy_records_to_table("copies", records=rows, columns=["n", "played", "mark", "shift"])
     await conn.execute("analyze copies")
@@ -253,7 +312,7 @@ async def _copy(conn: Conn, table: str) -> None:
     )
     names = ", ".join(row["name"] for row in columns)
     values = ", ".join(_value(table, row["name"], row["type"]) for row in columns)
-    await conn.execute(f"insert into {table} ({names}) select {values} from copies c join copied_{table} t on t.played = c.played")  # fmt: skip  # noqa: S608
+    await conn.execute(f"insert into {table} ({names}) select {values} from copies c join copied_{table} t on t.played = c.played")  # fmt: skip
 
 
 def _value(table: str, name: str, type_: str) -> str:
@@ -321,7 +380,7 @@ def _by_people(size: Size) -> list[tuple[Any, ...]]:
     """What operators did, with the triggers that write it down: acts, answers, cases, the policy's versions, alerts."""
     return [
         (_ACTS, size.acts),
-        (_ANSWERS,),
+        (_ANSWERS, [list(PARTS).index("kept"), list(PARTS).index("lost")]),
         (_ALERTS, size.alerts),
         (_CASES, max(size.customers // 50, 2)),
         ("insert into policy_versions (sha256, versions, agreements, body, worker) select sha256($1 || n::text::bytea), '{2025-01}', 0, $1, 'bench' from generate_series(1, 20) n", SHIPPED_POLICY.read_bytes()),
@@ -337,9 +396,8 @@ from generate_series(1, $1::int) n
 """
 _ANSWERS = """
 insert into review_acts (decision_id, act, by_name, note)
-select d.id, 'approve', 'Ada', 'seen' from decisions d join copies c on d.customer like '%' || c.mark
-where c.played = (select min(played) from copied_decisions where played = 4) and d.verdict = 'review'
-  and right(d.customer, length(c.mark)) = c.mark
+select replace(t.id, 'Zcopied', c.mark), 'approve', 'Ada', 'seen' from copied_decisions t join copies c using (played)
+where played = any($1::int[]) and t.verdict = 'review'
 """
 _ALERTS = """
 insert into alerts (realm, cause, kind, severity, customer, subject, sentence, raised_at, resolved_at)
@@ -350,11 +408,10 @@ from generate_series(1, $1::int) n
 """
 _CASES = """
 insert into cases (id, realm, customer, state, opened_at, due_at, alert_at, answered_at, body)
-select 'case_' || n, 'test', 'cus_' || n, case when n % 40 = 0 then 'open' else 'answered' end, now() - n * interval '3 hours',
-       now() - n * interval '3 hours' + interval '1 day', now() - n * interval '3 hours' + interval '20 hours',
-       case when n % 40 <> 0 then now() - n * interval '3 hours' + interval '5 hours' end,
-       convert_to('{"request":{"about":"refund","email":"x@example.com","date":"2026-01-01"}}', 'UTF8')
-from generate_series(1, $1::int) n
+select id || n, realm, customer, case when n % 40 = 0 then 'open' else 'answered' end, opened_at - n * interval '3 hours',
+       due_at - n * interval '3 hours', alert_at - n * interval '3 hours',
+       case when n % 40 <> 0 then opened_at - n * interval '2 hours' end, body
+from cases, generate_series(1, $1::int) n
 """
 
 

@@ -20,6 +20,7 @@ from worker.cli_accounts import register as register_acts
 from worker.cli_app import tokens
 from worker.cli_audit import audit_app
 from worker.cli_cases import cases
+from worker.cli_customers import find, list_customers, policy_files
 from worker.cli_doctor import doctor
 from worker.cli_examples import teach
 from worker.cli_notices import alerts_app, notices_app
@@ -66,10 +67,15 @@ app["--help"].group = app["--version"].group = "Help"
 events = App(name="events", help="The inbox: what Stripe delivered.", group=READING)
 reviews = App(name="review", help="What waits for a person, and the person's answer.", group=DECIDING)
 refunds = App(name="refunds", help="Every refund, and the switch that stops them all.", group=DECIDING)
-single_customers = App(name="customers", help="Single customers.", group=READING)
+single_customers = App(
+    name="customers", help="Customers: who is on hold, one's whole story, holds, extensions, erasure.", group=READING
+)
 policy = App(name="policy", help="The policy file in use.", group=READING)
 register_acts(single_customers)
+single_customers.command(list_customers, name="list")
+single_customers.command(find)
 single_customers.command(erase)
+policy.command(policy_files, name="files")
 for part in (credits_app, chargebacks_app, outage, cases, tokens, operator_app):
     part.group = (DECIDING,)
 for part in (alerts_app, audit_app, notices_app, runs):

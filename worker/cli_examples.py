@@ -51,6 +51,8 @@ TAUGHT: dict[str, Taught] = {
         "the events wait again; the same facts change nothing", "events replay --state dead --by Ada"
     ),
     "events import": Taught("the inbox; events that are here already are passed over", "events import events.jsonl"),
+    "customers list": Taught(NOTHING, "customers list"),
+    "customers find": Taught(NOTHING, "customers find ada@example.com"),
     "customers show": Taught(NOTHING, "customers show cus_PxYz"),
     "customers suspend": Taught(
         "the customer's standing; the app is told", "customers suspend cus_PxYz --by Ada --reason 'Fraud.'"
@@ -71,6 +73,7 @@ TAUGHT: dict[str, Taught] = {
         "customers erase cus_PxYz --by Ada --reason 'Asked for, clause 8.'",
     ),
     "policy show": Taught(NOTHING, "policy show"),
+    "policy files": Taught(NOTHING, "policy files"),
     "policy check": Taught(NOTHING, "policy check new.toml", "1 where the file is not valid"),
     "policy diff": Taught(NOTHING, "policy diff 2025-01 new.toml --since 90d"),
     "alerts list": Taught(NOTHING, "alerts list --all"),

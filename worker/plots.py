@@ -10,8 +10,8 @@ import pygal
 from markupsafe import Markup
 from pygal.style import Style
 
-LABELS = 12
-"""At most so many labels are named under a plot."""
+LABELS, LABELS_LENGTH = 12, 80
+"""At most so many labels are named under a plot, and at most so many characters together: more would run into each other."""
 
 
 class Plot(msgspec.Struct, frozen=True):
@@ -34,8 +34,8 @@ def stacked(
     in_words: Callable[[int], str],
 ) -> Plot:
     """Figures by (label, series) as bars that stand on each other; `colours` are the series, with the number of their colour."""
-    chart = pygal.StackedBar(**_LOOK, height=280, x_labels=list(labels), x_labels_major_count=LABELS)
-    chart.show_minor_x_labels = len(labels) <= LABELS
+    chart = pygal.StackedBar(**_LOOK, height=280, x_labels=list(labels), x_labels_major=_named(labels))
+    chart.show_minor_x_labels = False
     chart.value_formatter = lambda value: in_words(round(value))
     series = [name for _, name in colours]
     for name in series:
@@ -45,6 +45,12 @@ def stacked(
         for label in labels
     ]
     return Plot(title, _svg(chart, title, colours), list(colours), [axis, *series], rows)
+
+
+def _named(labels: Sequence[str]) -> list[str]:
+    """The labels that stand under a plot, evenly apart, the newest among them."""
+    fit = max(min(LABELS, LABELS_LENGTH // max(map(len, labels), default=1)), 1)
+    return list(labels[:: -(-(-len(labels) // fit) or 1)])[::-1]
 
 
 def bars(title: str, counts: Sequence[tuple[str, int]]) -> Plot | None:

@@ -230,8 +230,9 @@ async def sandbox_run(
             try:
                 if await pool.fetchval("select exists (select 1 from inbox)"):
                     raise SettingsInvalid("DATABASE_URL already holds events; the sandbox's day needs empty books")
-                await deployment.start()
+                # before anybody looks whether Stripe's endpoint is right
                 await stripe.ask("config", {"webhook": {"url": deployment.endpoint, **options.webhook()}})
+                await deployment.start()
                 if options.faults:
                     rules = [
                         {"kind": kind, "rate": options.faults / 3, "path": "/v1/*"}

@@ -38,7 +38,11 @@ def chromium_path() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-MISSING = None if chromium_path() else f"no Chromium here: set FINALSALE_CHROMIUM, or put one of {', '.join(NAMES)} on the PATH"
+MISSING = (
+    None
+    if chromium_path()
+    else f"no Chromium here: set FINALSALE_CHROMIUM, or put one of {', '.join(NAMES)} on the PATH"
+)
 
 
 @asynccontextmanager

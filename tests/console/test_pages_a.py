@@ -145,7 +145,7 @@ async def test_the_queue_goes_on_page_by_page_and_every_review_is_on_exactly_one
     seen, path = [], "/console/reviews"
     while path:
         _, html = await console.get(path)
-        seen += re.findall(r'<a href="/console/reviews/dec_[0-9a-f]+">([^<]+)</a>', html)
+        seen += re.findall(r'<a class="id" href="/console/reviews/dec_[0-9a-f]+">([^<]+)</a>', html)
         found = re.search(r'class="pager"><a href="([^"]+)"', html)
         path = found[1].replace("&amp;", "&") if found else ""
     assert sorted(seen) == sorted(expected)

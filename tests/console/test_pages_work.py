@@ -49,7 +49,7 @@ async def test_refunds_are_listed_by_state_and_go_on_page_by_page(
         seen = []
         while path:
             _, html = await console.get(path)
-            seen += re.findall(r">(ch_\w+)</a></td><td>", html)
+            seen += re.findall(r">(ch_\w+)</a><br>", html)
             found = re.search(r'class="pager"><a href="([^"]+)"', html)
             path = found[1].replace("&amp;", "&") if found else ""
         return seen

@@ -19,6 +19,7 @@ import asyncpg
 import pytest
 import structlog
 
+from handlers.wire import email_hash
 from tests.conftest import database_named
 from tests.handlers.history import DAY, MINUTE, T0, History, Sold
 from tests.stripe_sender import event
@@ -591,3 +592,24 @@ def test_a_process_says_that_it_is_there_and_ends_in_order(
     finally:
         child.kill()
     assert f"{process}.stopped" in log.read_text()
+
+
+# what the console lists, on the command line -------------------------------------------------------------------------------
+
+
+async def test_customers_are_found_by_mail_and_by_the_apps_id_and_those_on_hold_are_listed(
+    pool: Pool, cli: Cli
+) -> None:
+    history = History()
+    history.customer(email=email_hash("ada@example.com"), user_id="u1")
+    sub = history.subscribe(0, metadata={"user_id": "u1"})
+    history.dispute(sub.charge, "needs_response")
+    await tell(pool, history)
+    for typed in ("ada@example.com", " ADA@example.com ", "u1"):
+        assert [one["customer"] for one in (await cli("customers", "find", typed, "--json")).json] == ["cus_A"], typed
+    assert (await cli("customers", "find", "eve@example.com", "--json")).json == []
+    assert "Nobody" in (await cli("customers", "find", "eve@example.com")).out
+    (held,) = (await cli("customers", "list", "--json")).json
+    assert (held["customer"], held["standing"]) == ("cus_A", "flagged")
+    assert (await cli("customers", "list", "--limit", "0")).code == 1
+    assert (await cli("policy", "files", "--json")).json == []

@@ -157,7 +157,10 @@ async def _work(visit: Visit) -> Document:
         "cases": dict(await queries.desk_cases_clock(conn, **here)),
         "soonest": [case_document(row) | case_clock(row["state"], row["due_at"], row["now"]) for row in rows],
         "alerts": {row["severity"]: row["alerts"] for row in await fetch(conn, queries.desk_open_alerts, **here)},
-        "worst": [dict(row) | {"title": kind_of(row["kind"]).title} for row in alerts],
+        "worst": [
+            dict(row) | {"title": kind_of(row["kind"]).title, "page": asked.page_of("alerts", row["cause"])}
+            for row in alerts
+        ],
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from handlers.customer import Charge, decode
 from handlers.decisions import Money, Verdict
 from worker import review
@@ -82,7 +84,7 @@ def said_yes(item: Document, name: str) -> bool:
 
 
 def _why(item: Document) -> str:
-    """Why it waits, in a few words."""
+    """Why it waits, in a few words; empty where its doubts are all there is to say."""
     if item["approved_by"]:
         return f"{', '.join(item['approved_by'])} said yes; a second person is needed"
     if any(action["state"] == "failed" for action in item["actions"]):
@@ -92,7 +94,7 @@ def _why(item: Document) -> str:
     if item["needs_amount"]:
         return "no amount could be proved"
     if item["verdict"] == Verdict.REVIEW:
-        return "a person has to decide"
+        return ""  # its doubts say it
     return "proved, and every refund waits for a yes here"
 
 
@@ -159,6 +161,15 @@ def _amount(amount: Document | None) -> str:
     return str(Money(amount["minor"], amount["currency"])) if amount else ""
 
 
+def _together(amounts: list[Document]) -> str:
+    """What goes back by currency, and in how many refunds where it is more than one."""
+    by_currency = Counter[str]()
+    for amount in amounts:
+        by_currency[amount["currency"]] += amount["minor"]
+    sums = ", ".join(str(Money(minor, currency)) for currency, minor in by_currency.items())
+    return f"{sums} in {len(amounts)} refunds" if len(amounts) > 1 else sums
+
+
 def _yes(item: Document) -> Document | None:
     """The button of a yes, and the amount that a person must name where none could be proved; None where no yes is possible."""
     if not item["approve"].startswith("finalsale "):
@@ -166,7 +177,7 @@ def _yes(item: Document) -> Document | None:
     if item["needs_amount"]:
         return {"label": "Approve: refund this amount", "needs_amount": True}
     refunds = [a for a in item["actions"] if a["state"] in review.OPEN_STATES and a["kind"] == "refund"]
-    sums = ", ".join(_amount(action["amount"]) for action in refunds)
+    sums = _together([action["amount"] for action in refunds])
     others = [a for a in item["actions"] if a["state"] in review.OPEN_STATES and a["kind"] != "refund"]
     label = (
         f"Approve: refund {sums}" if sums else "Approve: " + " and ".join(a["kind"].replace("_", " ") for a in others)
