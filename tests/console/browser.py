@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from axe_playwright_python.async_playwright import Axe
+from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -25,6 +25,8 @@ FLAGS = (
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"], "resultTypes": ["violations"]}
 SERIOUS = ("serious", "critical")
 WITHIN_MS = 10_000
+REFRESH_MS = 16_000
+"""A little more than live.js waits between two looks."""
 _TELL_VIOLATIONS = """addEventListener("securitypolicyviolation",
   (event) => console.error("CSP: " + event.violatedDirective + " " + event.blockedURI))"""
 _SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -92,6 +94,29 @@ class Person:
         found = (await Axe().run(self.page, options=RULES)).response["violations"]
         return [f"{v['id']}: {v['help']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in SERIOUS]
 
+    async def unfolds(self) -> None:
+        """Open everything that can be opened on this page."""
+        await self.page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+
+    async def waits_for_the_refresh(self) -> None:
+        """Until the page has asked for itself again by its own clock, and shows what came."""
+        async with self.page.expect_response(lambda answer: "finalsale-live" in answer.request.headers):
+            await self.page.clock.fast_forward(REFRESH_MS)
+
+    async def tabs_to(self, words: str) -> None:
+        """Press Tab until the focus is on what is labelled so. AssertionError where the keyboard does not lead there."""
+        seen = []
+        for _ in range(150):
+            await self.page.keyboard.press("Tab")
+            focused = self.page.locator("*:focus")
+            if not await focused.count():
+                continue
+            label = focused.locator("xpath=ancestor::label")
+            seen.append((await (label if await label.count() else focused).inner_text()).strip())
+            if seen[-1].startswith(words):
+                return
+        raise AssertionError(f"no way by keyboard to {words!r}; it led to {seen}")
+
     async def sideways(self) -> int:
         """By how many pixels the page is wider than the window."""
         return int(await self.page.evaluate(_SIDEWAYS))
@@ -104,14 +129,16 @@ async def person(browser: Browser, base: str, *, width: int = 1280, **how: Any) 
     context.set_default_timeout(WITHIN_MS)
     await context.add_init_script(_TELL_VIOLATIONS)
     try:
-        yield Person(base, context, await context.new_page())
+        page = await context.new_page()
+        if how.get("java_script_enabled", True):
+            await page.clock.install()
+        yield Person(base, context, page)
     finally:
         await context.close()
 
 
 async def screenshots(who: Person, paths: Sequence[str], into: Path, name: str = "") -> list[Path]:
     """Each page in its whole length as a PNG, for people to look at."""
-    into.mkdir(parents=True, exist_ok=True)
     made = []
     for path in paths:
         await who.goes_to(path)
