@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.api import api
+from bench.console import console
 from bench.intake import intake
 from bench.judge import judge
 from bench.judged import judged
@@ -24,7 +25,7 @@ from worker.embedded import embedded_servers
 
 Benchmark = Callable[[str, str, float], Awaitable[list[dict[str, Any]]]]
 
-BENCHMARKS: tuple[Benchmark, ...] = (intake, judged, api, scan, judge)
+BENCHMARKS: tuple[Benchmark, ...] = (intake, judged, api, scan, judge, console)
 """Each gets (database_url, redis_url, seconds of one round) and gives the entries of the report."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 import secrets
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import asyncpg
+import structlog
 
-from bench.large_books import LARGE, SMALL, Conn, Size, make
+from bench.large_books import LARGE, SMALL, Size, make
+from bench.played import Conn
 from worker import audit, gauges, operators, privacy, reading
 from worker.console import PAGES
 from worker.db import Pool, connect_pool, connection, queries, transaction
@@ -43,6 +46,8 @@ Times = dict[str, list[float]]
 async def console(database_url: str, _: str, __: float) -> list[dict[str, Any]]:
     """The benchmark `console`: milliseconds of every page, of /metrics, `status`, the alert round and the doctor's look; rates."""
     books: list[Books] = []
+    quiet = structlog.make_filtering_bound_logger(logging.ERROR)
+    structlog.configure(wrapper_class=quiet)  # standard output is the report's
     async with AsyncExitStack() as until_closed:
         for name, size in (("large", LARGE), ("small", SMALL)):
             books.append(await until_closed.enter_async_context(_books(database_url, name, size)))

@@ -114,6 +114,7 @@ class Console:
             max_size=POOL_SIZE,
             statement_timeout_s=STATEMENT_TIMEOUT_S,
             lock_timeout_s=STATEMENT_TIMEOUT_S / 2,
+            parallel=False,
         )
         yield
         self.pool.terminate()

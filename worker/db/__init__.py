@@ -68,18 +68,23 @@ async def connect_pool(
     max_size: int = 4,
     statement_timeout_s: float = 10.0,
     lock_timeout_s: float = 3.0,
+    parallel: bool = True,
 ) -> Pool:
     """A pool of sessions named after `role`. Take connections with `connection` or `transaction`, which bound the wait.
 
+    `parallel`: whether Postgres may start helpers for a statement, which costs a short one more than they save.
     With `min_size=0` this returns while Postgres is down. Raises DatabaseUnavailable.
     """
+    server_settings = session_settings(role, statement_timeout_s, lock_timeout_s)
+    if not parallel:
+        server_settings["max_parallel_workers_per_gather"] = "0"
     with_timeout = asyncpg.create_pool(
         url,
         min_size=min_size,
         max_size=max_size,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=statement_timeout_s + 2,  # the server cuts first; this one is for a server that is silent
-        server_settings=session_settings(role, statement_timeout_s, lock_timeout_s),
+        server_settings=server_settings,
     )
     try:
         async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):

@@ -29,17 +29,39 @@ select id, lot, kind, amount, clause, cause, effective_at, recorded_at from entr
 where realm = :realm and customer = :customer order by id;
 
 -- name: dispute_decisions
--- The decisions in force about disputes (7), which are few: by clause, not by looking at every object.
-select d.realm, d.subject, d.customer, d.verdict, o.body as fact
-from decisions d join objects o on o.realm = d.realm and o.id = d.subject
-where d.realm = any(:realms::text[]) and d.clause = '7' and o.kind = 'dispute'
-  and not exists (select from decisions later where later.realm = d.realm and later.subject = d.subject and later.revision > d.revision)
+-- The decisions in force about disputes (7), by the disputes, which are few beside the decisions about payments.
+select o.realm, d.subject, d.customer, d.verdict, o.body as fact
+from objects o
+cross join lateral (
+    select d.subject, d.customer, d.verdict, d.clause from decisions d
+    where d.realm = o.realm and d.subject = o.id order by d.revision desc limit 1) d
+where o.realm = any(:realms::text[]) and o.kind = 'dispute' and d.clause = '7'
 order by d.subject;
 
 -- name: open_dispute_decisions
--- Of those, without what is over for good and waits for nobody; a row that no release has told of yet may be open.
-select d.realm, d.subject, d.customer, d.verdict, o.body as fact
-from decisions d join objects o on o.realm = d.realm and o.id = d.subject
-where d.realm = any(:realms::text[]) and d.clause = '7' and o.kind = 'dispute' and (d.verdict = 'review' or o.unfinished is not false)
-  and not exists (select from decisions later where later.realm = d.realm and later.subject = d.subject and later.revision > d.revision)
-order by d.subject;
+-- Of those, without what is over for good and waits for nobody: what is not finished; what no release has told of yet, which may
+-- be open; and what is over, with a review that nobody answered.
+with unfinished as (
+    select realm, id, body from objects where realm = any(:realms::text[]) and kind = 'dispute' and unfinished
+    union all
+    select realm, id, body from objects where realm = any(:realms::text[]) and kind = 'dispute' and unfinished is null
+), asking as materialized (
+    select d.realm, d.subject, d.revision, d.id from decisions d
+    where d.realm = any(:realms::text[]) and d.verdict = 'review' and d.clause = '7'
+      and not exists (select from review_acts r where r.decision_id = d.id and r.act in ('approve', 'reject'))
+)
+select o.realm, d.subject, d.customer, d.verdict, o.body as fact
+from unfinished o
+cross join lateral (
+    select d.subject, d.customer, d.verdict, d.clause from decisions d
+    where d.realm = o.realm and d.subject = o.id order by d.revision desc limit 1) d
+where d.clause = '7'
+union all
+select o.realm, d.subject, d.customer, d.verdict, o.body
+from asking a
+cross join lateral (
+    select d.id, d.subject, d.customer, d.verdict from decisions d
+    where d.realm = a.realm and d.subject = a.subject order by d.revision desc limit 1) d
+join objects o on o.realm = a.realm and o.id = a.subject
+where d.id = a.id and o.kind = 'dispute' and o.unfinished is false
+order by 2;

@@ -108,14 +108,17 @@ select r.id, r.realm, r.kind, r.dry_run, r.asked, r.state, r.stage, r.exit_code,
     to_timestamp((convert_from(r.plan, 'UTF8')::json -> 'windows' -> 0 ->> 'lo')::bigint) as since,
     to_timestamp((convert_from(r.plan, 'UTF8')::json ->> 'upper')::bigint) as until,
     told.result, told.drift, told.unread_total, told.healed
-from runs r
+from (
+    select * from runs r
+    where r.realm = any(:realms::text[])
+      and r.started_at <= coalesce(:before_at::timestamptz, 'infinity')
+      and (r.started_at, r.id) < (coalesce(:before_at::timestamptz, 'infinity'), coalesce(:before_id::text, ''))
+    order by r.started_at desc, r.id desc
+    limit :most::int
+) r
 left join lateral json_to_record(convert_from(r.report, 'UTF8')::json)
     as told (result text, drift bigint, unread_total bigint, healed bigint) on r.report is not null
-where r.realm = any(:realms::text[])
-  and r.started_at <= coalesce(:before_at::timestamptz, 'infinity')
-  and (r.started_at, r.id) < (coalesce(:before_at::timestamptz, 'infinity'), coalesce(:before_id::text, ''))
-order by r.started_at desc, r.id desc
-limit :most::int;
+order by r.started_at desc, r.id desc;
 
 -- name: console_run^
 select id, realm, kind, dry_run, asked, state, stage, exit_code, attempts, started_at, seen_at, finished_at, report from runs

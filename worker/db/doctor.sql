@@ -79,4 +79,5 @@ select extract(epoch from now() - (select pruned_to from retention))::float8 / 8
 -- name: doctor_notices^
 select count(*) filter (where state = 'waiting') as waiting, count(*) filter (where state = 'held') as held,
        extract(epoch from now() - min(created_at) filter (where state = 'waiting'))::float8 as oldest_s
-from notices where state in ('waiting', 'held');
+from (select state, created_at from notices where state = 'waiting'
+      union all select state, created_at from notices where state in ('failed', 'held') and state = 'held') kept;

@@ -13,10 +13,10 @@ select realm from seen where realm is not null;
 select state, count(*) as events, min(received_at) as oldest_at from inbox group by state;
 
 -- name: verdict_counts
-select verdict, count(*) as decisions from (
-    select distinct on (realm, subject) verdict from decisions where realm = any(:realms::text[])
-    order by realm, subject, revision desc
-) in_force group by verdict;
+select d.verdict, count(*) as decisions from decisions d
+where d.realm = any(:realms::text[])
+  and not exists (select from decisions later where later.realm = d.realm and later.subject = d.subject and later.revision > d.revision)
+group by d.verdict;
 
 -- name: action_counts
 select kind, state, count(*) as actions from actions where realm = any(:realms::text[]) group by kind, state order by kind, state;
@@ -210,4 +210,7 @@ select count(*) as waiting, count(*) filter (where due_at <= moment(realm)) as o
 from cases where realm = any(:realms::text[]) and state = 'open';
 
 -- name: notice_counts
-select state, count(*) as notices from notices where realm = any(:realms::text[]) and state <> 'sent' group by state;
+select state, count(*) as notices
+from (select realm, state from notices where state = 'waiting'
+      union all select realm, state from notices where state in ('failed', 'held')) kept
+where realm = any(:realms::text[]) group by state;

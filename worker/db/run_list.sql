@@ -6,12 +6,15 @@ select r.id, r.realm, r.kind, r.dry_run, r.asked, r.state, r.stage, r.exit_code,
     to_timestamp((convert_from(r.plan, 'UTF8')::json -> 'windows' -> 0 ->> 'lo')::bigint) as since,
     to_timestamp((convert_from(r.plan, 'UTF8')::json ->> 'upper')::bigint) as until,
     told.result, told.drift, told.unread_total, told.healed
-from runs r
+from (
+    select * from runs r
+    where r.realm = any(:realms::text[])
+    order by r.started_at desc, r.id desc
+    limit :most::int
+) r
 left join lateral json_to_record(convert_from(r.report, 'UTF8')::json)
     as told (result text, drift bigint, unread_total bigint, healed bigint) on r.report is not null
-where r.realm = any(:realms::text[])
-order by r.started_at desc, r.id desc
-limit :most::int;
+order by r.started_at desc, r.id desc;
 
 -- name: find_runs
 -- By its id or the beginning of it; `last` is the newest. At most two rows, an exact id first.

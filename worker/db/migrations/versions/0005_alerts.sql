@@ -109,4 +109,4 @@ create table signals (
 comment on table signals is 'What a process saw that stands in no other table, for the vigil: a clock, Stripe''s answers, signatures. A handful of rows.';
 
 -- which reviews nobody answered is asked every minute: without a look at the rows of those that were answered
-create index decisions_reviews on decisions (realm, decided_at) include (id, subject, revision) where verdict = 'review';
+create index decisions_reviews on decisions (realm, decided_at) include (id, subject, revision, clause) where verdict = 'review';

@@ -9,3 +9,7 @@ create index cases_over on cases (realm, opened_at, id) where state <> 'open';
 -- lists of customers and of alerts that are over
 create index accounts_trouble on accounts (changed_at, customer) where standing <> 'good';
 create index alerts_over on alerts (resolved_at) where resolved_at is not null;
+
+-- one customer's alerts, those that are over as well; notices that wait for somebody
+create index alerts_customer on alerts (realm, customer, raised_at);
+create index notices_kept_back on notices (created_at) where state in ('failed', 'held');
