@@ -464,11 +464,17 @@ def resume(*, by: By, as_json: Json = False) -> None:
 
 def _switch(*, on: bool, by: str, reason: str, as_json: bool) -> None:
     async def act(desk: Desk) -> Any:
+        was = await reading.pause_switch(desk.conn)
         await review.pause(desk.conn, on=on, by=by, reason=reason)
-        return await reading.pause_switch(desk.conn)
+        return await reading.pause_switch(desk.conn), was
 
+    now, was = ask(act, change=True)
     sentence = "Refunds are paused: nothing is sent to Stripe." if on else "Refunds go again."
-    _answer(ask(act, change=True), as_json, lambda _: show.say(sentence))
+    if was["on"] and not on:
+        sentence += (
+            f" {was['by']} had paused them at {show.when(was['since'])} UTC: {was['reason'] or 'no reason given'}"
+        )
+    _answer(now, as_json, lambda _: show.say(sentence))
 
 
 # help --------------------------------------------------------------------------------------------------------------------

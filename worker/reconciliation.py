@@ -525,7 +525,9 @@ def _why(report: Report) -> list[str]:
     if n := report.by_class.get("ask", 0):
         said.append(f"{n} finding{' needs' if n == 1 else 's need'} a person.")
     if report.waiting.reviews:
-        said.append(f"{report.waiting.reviews} review{' waits' if report.waiting.reviews == 1 else 's wait'} for a person.")
+        said.append(
+            f"{report.waiting.reviews} review{' waits' if report.waiting.reviews == 1 else 's wait'} for a person."
+        )
     if report.dry_run and (n := report.by_class.get("auto", 0)):
         said.append(f"{n} findings would be healed without --dry-run.")
     return said

@@ -6,6 +6,7 @@ changes rows in the same transaction; what is sent in the end is still decided b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -109,11 +110,21 @@ async def described(
                 "two_persons": None if nothing_prepared else two,
                 "approve": _how_to_approve(case, open_),
                 "needs_amount": nothing_prepared,
+                "etag": etag_of(open_),
                 "reject": f"finalsale review reject {row['id']} --by NAME",
                 "look": _look(decision),
             }
         )
     return found
+
+
+def etag_of(open_: Iterable[asyncpg.Record]) -> str:
+    """What a person saw of the actions that an answer is about: the same as long as nothing happened to them."""
+    seen = sorted(
+        (a["id"], a["state"], a["amount_minor"] or 0, a["currency"] or "", a["error"] or "", str(a["first_sent_at"]))
+        for a in open_
+    )
+    return hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:20]
 
 
 def _refundable(decision: Decision) -> str | None:
@@ -174,14 +185,16 @@ async def approve(
     note: str = "",
     amount_minor: int | None = None,
     via: str = "cli",
+    etag: str | None = None,
 ) -> Document:
     """A person's yes: the decision's waiting actions become due now, above the two-person limit with the second name.
 
-    Must run inside a transaction. `amount_minor` is needed, and only allowed, where no refund could be prepared.
-    Raises NotFound, ActRefused.
+    Must run inside a transaction. `amount_minor` is needed, and only allowed, where no refund could be prepared. `etag` is
+    that of the page which the person answers. Raises NotFound, ActRefused.
     """
     name = named(by)
     case = await _lock(conn, realms, id_)
+    _refuse_stale(case, etag)
     open_, before = _approvable(case, amount_minor), _states(case)
     if amount_minor is not None:
         open_ = await _with_refund(conn, case, open_, amount_minor)
@@ -207,8 +220,22 @@ async def approve(
     }
 
 
+def _refuse_stale(case: Case, etag: str | None) -> None:
+    if etag is not None and etag != etag_of(case.in_state(*OPEN_STATES)):
+        raise ActRefused(
+            f"{case.id} has changed since your page was made: {_state_of_things(case)} Look again, then decide."
+        )
+
+
 async def reject(
-    conn: Connection, realms: Sequence[str], id_: str, *, by: str, note: str = "", via: str = "cli"
+    conn: Connection,
+    realms: Sequence[str],
+    id_: str,
+    *,
+    by: str,
+    note: str = "",
+    via: str = "cli",
+    etag: str | None = None,
 ) -> Document:
     """A person's no: what was not sent is withdrawn, and the review is closed. Must run inside a transaction.
 
@@ -216,6 +243,7 @@ async def reject(
     """
     name = named(by)
     case = await _lock(conn, realms, id_)
+    _refuse_stale(case, etag)
     _refuse_if_rejected(case)
     if sending := case.in_state("sending"):
         raise ActRefused(f"{sending[0]['id']} of {case.id} is being sent at this moment: look again in a minute.")
@@ -242,9 +270,23 @@ async def note(conn: Connection, realms: Sequence[str], id_: str, *, by: str, te
     return await _outcome(conn, case, "note", name)
 
 
-async def pause(conn: Connection, *, on: bool, by: str, reason: str = "", via: str = "cli") -> None:
-    """Stop every refund before it is sent, or let them go again (rule 6). Raises ActRefused without a name."""
-    name, why, was = named(by), said_why(reason), bool(await queries.is_paused(conn))
+async def pause(
+    conn: Connection, *, on: bool, by: str, reason: str = "", via: str = "cli", etag: str | None = None
+) -> None:
+    """Stop every refund before it is sent, or let them go again (rule 6). Raises ActRefused without a name.
+
+    `etag`: when the switch was set that the person saw, ISO 8601 or empty. One that was set anew since is left alone.
+    """
+    name, why = named(by), said_why(reason)
+    row = await queries.lock_pause_switch(conn)
+    was = row is not None and row["is_on"]
+    if etag is not None and etag != (row["set_at"].isoformat() if row else ""):
+        state = "paused anew" if was else "let go again"
+        raise ActRefused(
+            f"Refunds were {state} by {row['by_name']} at {row['set_at']:%Y-%m-%d %H:%M:%S} UTC, after your page was made"
+            + (f": {row['reason']}" if row["reason"] else "")
+            + ". Look again, then decide."
+        )
     await queries.set_pause_switch(conn, is_on=on, by_name=name, reason=why)
     await audit.record(
         conn,

@@ -15,7 +15,7 @@ from sandbox import Sandbox
 from tests.handlers.history import DAY, MINUTE, POLICY, History, Sold, policy_with
 from tests.stripe_sender import WEBHOOK_SECRET
 from tests.worker.books import REALMS, court, tell
-from worker import review
+from worker import reading, review
 from worker.db import Pool, connection, transaction
 from worker.jobs import WorkerProcess
 from worker.reading import Document, NotFound
@@ -470,3 +470,51 @@ async def test_an_amount_that_a_person_named_is_sent_once(settings: Settings, po
         await approve(pool, item["id"], amount_minor=1900)
         await until(pool, "select count(*) = 1 from actions where state not in ('planned', 'sending')")
         assert [(r["amount"], r["charge"]) for r in books.all("refund")] == [(1900, item["duplicate"])]
+
+
+# what the person saw ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_to_a_page_of_before_changes_nothing(pool: Pool) -> None:
+    """Ada's tab shows a prepared refund; meanwhile it was approved, sent, and its outcome is in doubt."""
+    await tell(pool, bought_twice())
+    (seen,) = await waiting(pool)
+    await approve(pool, by="Ann", etag=seen["etag"])
+    await pretend_sent(pool, "review", error="no answer came")
+    with pytest.raises(ActRefused, match="changed since your page was made"):
+        await approve(pool, by="Ann", etag=seen["etag"])
+    async with transaction(pool) as conn:
+        with pytest.raises(ActRefused, match="changed since"):
+            await review.reject(conn, REALMS, "ch_0002", by="Ann", etag=seen["etag"])
+    (now,) = await waiting(pool)
+    assert now["etag"] != seen["etag"]
+    await approve(pool, by="Ann", etag=now["etag"])
+
+
+async def test_a_second_person_must_have_seen_the_amount_that_the_first_one_named(pool: Pool) -> None:
+    await tell(pool, paid_again_and_credit_partly_spent())
+    (seen,) = await waiting(pool)
+    await approve(pool, by="Ann", amount_minor=900, etag=seen["etag"])
+    with pytest.raises(ActRefused):
+        await approve(pool, by="Bob", amount_minor=2900, etag=seen["etag"])
+
+
+async def test_an_old_page_does_not_undo_a_newer_pause(pool: Pool) -> None:
+    async def switch(on: bool, by: str, etag: str | None = None) -> None:
+        async with transaction(pool) as conn:
+            await review.pause(conn, on=on, by=by, reason=f"{by} says so", etag=etag)
+
+    async def shown() -> str:
+        async with connection(pool) as conn:
+            told = await reading.pause_switch(conn)
+        return told["since"].isoformat() if told["since"] else ""
+
+    await switch(True, "Ann", await shown())
+    bobs = await shown()
+    await switch(False, "Ann", bobs)
+    await switch(True, "Eve", await shown())
+    with pytest.raises(ActRefused, match="paused anew by Eve"):
+        await switch(False, "Bob", bobs)
+    async with connection(pool) as conn:
+        assert (await reading.pause_switch(conn))["on"]
+    await switch(False, "Bob", await shown())

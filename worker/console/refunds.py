@@ -124,7 +124,9 @@ async def _switched(visit: Visit, *, on: bool, said: str) -> Gone:
     reason = visit.form.get("reason", "").strip()
     if not reason:
         raise NotUnderstood("Say why: whoever is on call next was not there.")
-    await review.pause(visit.conn, on=on, by=visit.operator.name, reason=reason, via="console")
+    await review.pause(
+        visit.conn, on=on, by=visit.operator.name, reason=reason, via="console", etag=visit.form.get("etag")
+    )
     return Gone("/console/refunds", said)
 
 

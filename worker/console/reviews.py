@@ -201,6 +201,7 @@ async def approve(visit: Visit) -> Gone:
         note=text,
         amount_minor=amount,
         via="console",
+        etag=visit.form.get("etag"),
     )
     told = f"You approved {done['id']}."
     if not done["planned"]:
@@ -246,7 +247,13 @@ async def reject(visit: Visit) -> Gone:
     """A no, with its reason. Raises NotFound, NotUnderstood, ActRefused."""
     reason = _needed(visit, "reason", "Say why: whoever reads it later was not there.")
     done = await review.reject(
-        visit.conn, visit.realms, asked.id_in(visit.path), by=visit.operator.name, note=reason, via="console"
+        visit.conn,
+        visit.realms,
+        asked.id_in(visit.path),
+        by=visit.operator.name,
+        note=reason,
+        via="console",
+        etag=visit.form.get("etag"),
     )
     return Gone(asked.page_of("reviews", done["id"]), f"You closed {done['id']}: nothing goes back for it.")
 

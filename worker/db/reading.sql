@@ -29,6 +29,9 @@ group by currency order by currency;
 -- name: pause_switch^
 select is_on, by_name, reason, set_at from switches where name = 'refunds_paused';
 
+-- name: lock_pause_switch^
+select is_on, by_name, reason, set_at from switches where name = 'refunds_paused' for update;
+
 -- name: set_pause_switch!
 insert into switches (name, is_on, by_name, reason) values ('refunds_paused', :is_on, :by_name, :reason)
 on conflict (name) do update set is_on = excluded.is_on, by_name = excluded.by_name, reason = excluded.reason, set_at = now();
