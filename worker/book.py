@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 
 import asyncpg
 import msgspec
@@ -20,6 +22,8 @@ from worker.judging import Court, is_ours
 from worker.reading import Document, acts_by_decision, amount_of, decision_document, decoded, fetch
 
 BEGUN = ("sending", "sent")
+MANY_FACTS = 300
+"""Judging more than these takes longer than others in the process should wait."""
 
 
 class Book(msgspec.Struct, kw_only=True):
@@ -92,7 +96,9 @@ async def _judged(
         balances=books.balances_of(customers),
         is_ours=lambda refund: is_ours(realm, refund),
     )
-    return judge_person(facts, court.policy, now, ours, test_clocks=court.test_clocks)
+    judge = partial(judge_person, facts, court.policy, now, ours, test_clocks=court.test_clocks)
+    # a page of one customer must not keep the web process from taking events in
+    return await asyncio.to_thread(judge) if sum(map(len, facts.values())) > MANY_FACTS else judge()
 
 
 def stored_document(book: Book, row: asyncpg.Record) -> Document:

@@ -157,7 +157,7 @@ async def _work(pool: Pool, court: Court, *, batch: int = 0, event_ids: list[str
         if tracing.spans is not None:
             told = [(row["realm"], row["event_id"], state) for row, state in zip(rows, outcomes, strict=True)]
             tracing.spans.drained(told, began_ns, claimed_ns, judged_ns)
-        log.info("drain.batch", events=len(claimed), **msgspec.structs.asdict(settled), ms=round(took_s * 1000, 1))
+        log.info("drain.batch", events=len(claimed), **settled.numbers, ms=round(took_s * 1000, 1))
         return len(claimed)
     raise AssertionError("unreachable")
 
@@ -222,10 +222,13 @@ async def _settle_events(
     """What settling them brought, and of each event in its order what became of it: done or quarantined."""
     read = _read(rows)
     total = Settled()
+    erased: list[str] = []
     for realm, told_facts in sorted(read.facts.items(), key=itemgetter(0)):  # sorted, as everything that takes locks
         settled = await settle(connection, court, realm, [fact for fact, _ in told_facts])
         for name in Settled.__struct_fields__:
             setattr(total, name, getattr(total, name) + getattr(settled, name))
+        if settled.erased:
+            erased += [event_id for fact, event_id in told_facts if fact.id in settled.erased]
         if tracing.spans is not None and settled.decisions:
             causes = [(fact.id, event_id) for fact, event_id in told_facts]
             await connection.execute(queries.save_causes.sql, *columns(causes), realm)
@@ -235,4 +238,6 @@ async def _settle_events(
         await note_gaps(connection, read.gaps)
     ids, states, errors = zip(*read.outcomes, strict=True)
     await connection.execute(queries.settle_events.sql, list(ids), list(states), list(errors))
+    if erased:
+        await queries.empty_payloads(connection, event_ids=erased)
     return total, states

@@ -278,7 +278,7 @@ class WorkerProcess:
                 async with transaction(self.pool) as conn:
                     await queries.wake_again(conn, realm=realm, customer=who)
             return False
-        log.info("sweep.settled", realm=realm, **msgspec.structs.asdict(settled))
+        log.info("sweep.settled", realm=realm, **settled.numbers)
         self.work.set()
         return True
 

@@ -392,6 +392,8 @@ class Reconciliation:
         await healing.heal(self.heard_since, self.matched)
         await self._stage("verify")
         self.unhealed, self.waiting = await healing.verify()
+        async with self.run.transaction() as conn:
+            await queries.take_digests(conn, realm=self.realm, run=self.run.id)
         left = await self.run.conn.fetch(queries.drifting.sql, self.run.id, [str(w) for w in DRIFT])
         await self._balance({row["object"]: What(row["what"]) for row in left if not row["healed"]})
         self.served, self.why = healing.served, [*self.why, *healing.why]

@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager
 import asyncpg
 import msgspec
 
-from handlers.customer import AnyFact, Seconds, customer_of, decode, encode, fold
+from handlers.customer import AnyFact, Seconds, customer_of, decode, decode_known, encode, fold
+from handlers.erasure import PERSONAL, impersonal
 from reconcile.report import ListRead, Unread
 from reconcile.windows import LISTS, ScanPlan, initial_slices
 from worker.db import CONNECT_TIMEOUT_S, UNAVAILABLE, Connection, columns, queries, session_settings
@@ -81,6 +82,7 @@ class Run:
             told[fact.id] = fold(told[fact.id], fact) if fact.id in told else fact
         if not told:
             return
+        await self._without_the_erased(told)
         known = {row["id"]: row for row in await self.conn.fetch(queries.found_of.sql, self.id, list(told))}
         alike: dict[tuple[str, Seconds, bool], list[tuple[str, str | None, bytes]]] = {}
         for id_, fact in sorted(told.items()):
@@ -91,6 +93,15 @@ class Run:
             alike.setdefault(shared, []).append((id_, customer, encode(folded)))
         for (kind, as_of, shown), rows in alike.items():  # the driver's cost is in the elements of arrays
             await self.conn.execute(queries.save_found.sql, self.id, kind, as_of, shown, *columns(rows))
+
+    async def _without_the_erased(self, told: dict[str, AnyFact]) -> None:
+        """Facts of erased customers as the books keep them: what Stripe says of the person is not staged."""
+        personal = [(id_, customer_of(fact) or id_) for id_, fact in told.items() if type(fact) in PERSONAL]
+        if not personal:
+            return
+        for row in await self.conn.fetch(queries.erased_owners.sql, self.realm, *columns(personal)):
+            known = decode_known(row["body"]) if row["body"] is not None else None
+            told[row["id"]] = impersonal(told[row["id"]], known)
 
     async def unread(self, list_: str, what: str, why: str) -> None:
         """Put down what could not be read: one such row makes the run incomplete. Inside `transaction`."""

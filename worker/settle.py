@@ -41,6 +41,13 @@ class Settled(msgspec.Struct):
     decisions: int = 0
     entries: int = 0
     waiting: int = 0
+    erased: tuple[str, ...] = ()
+    """Ids of facts about customers who were erased: whatever else told of them must not be kept either."""
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Everything that is one."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "erased"}
 
 
 async def settle(
@@ -99,6 +106,7 @@ async def settle(
         decisions=decisions,
         entries=entries,
         waiting=len(facts) - len(owned),
+        erased=tuple(said),
     )
 
 
@@ -248,24 +256,33 @@ async def _save(
     """
     new: list[tuple[Any, ...]] = []
     known_rows: list[tuple[Any, ...]] = []
+    alike: set[str] = set()
     for id_, fact in sorted(facts.items()):
         known = files.facts.get(id_)
-        if known is not None and id_ in said:
-            fact = impersonal(fact, known)
+        whole = said.get(id_)
+        if whole is not None and known is not None:
+            whole = fold(known, whole)
+            if files.owners.get(id_) == owned[id_]:
+                fact = impersonal(fact, known)
+            else:  # nobody's or a guest's until now: what is known of it was never erased
+                known = impersonal(known)
         folded = fact if known is None else fold(known, fact)
         body = encode(folded)
         customer = owned.get(id_)
         adopted = customer is not None and id_ not in files.by_customer[customer]
         if body == files.bodies.get(id_) and not adopted:
-            continue
+            if id_ not in said or said[id_].as_of < folded.as_of:
+                continue
+            alike.add(id_)  # what it says is known; only its digest may be another one
         files.facts[id_] = folded
         if customer is not None:
             if adopted and (before := files.owners.get(id_)):
                 del files.by_customer[before][id_]
+                if id_ in said and before == id_:
+                    await queries.erase_links(connection, realm=realm, customers=[id_])
             files.by_customer[customer][id_] = folded
         references = (*folded.references(), None, None)
-        whole = folded if id_ not in said else said[id_] if known is None else fold(known, said[id_])
-        row = (customer, references[0], references[1], folded.as_of, body, *projected(whole))
+        row = (customer, references[0], references[1], folded.as_of, body, *projected(folded if whole is None else whole))
         if known is None:
             new.append((id_, str(type(folded).__struct_config__.tag), *row))
         else:
@@ -277,7 +294,7 @@ async def _save(
         written += len(await connection.fetch(queries.update_objects.sql, *columns(known_rows), realm))
     if written < len(new) + len(known_rows):
         raise Overtaken(f"{len(new) + len(known_rows) - written} objects were changed by another worker meanwhile")
-    return [row[0] for row in (*new, *known_rows)]
+    return [row[0] for row in (*new, *known_rows) if row[0] not in alike]
 
 
 async def _hear_of_refunds(connection: Connection, realm: str, refunds: Sequence[Refund]) -> None:

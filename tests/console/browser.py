@@ -117,6 +117,11 @@ class Person:
                 return
         raise AssertionError(f"no way by keyboard to {words!r}; it led to {seen}")
 
+    async def enters(self) -> None:
+        """Press Enter, and wait for the page it leads to."""
+        async with self.page.expect_navigation():
+            await self.page.keyboard.press("Enter")
+
     async def sideways(self) -> int:
         """By how many pixels the page is wider than the window."""
         return int(await self.page.evaluate(_SIDEWAYS))

@@ -26,10 +26,10 @@ from tests.worker.app_books import TOKEN, App, put_account, put_lot
 from tests.worker.merchant import POLICY_FILE, merchant, store
 from tests.worker.test_failpoints import at_rest, start_worker, stop_worker
 from tests.worker.test_nightly import night, purchases
-from worker import grants, operators
+from worker import audit, grants, operators
 from worker.cli import main
 from worker.console import PAGES
-from worker.db import Pool, connect_pool, queries
+from worker.db import Pool, connect_pool, connection, queries, transaction
 from worker.db.migrations import KNOWN_REVISIONS, migrate
 from worker.embedded import EmbeddedServers
 from worker.grants import CONSOLE, OWNER, WEB, WORKER
@@ -389,6 +389,39 @@ async def test_no_process_can_rewrite_what_is_append_only_nor_switch_its_guard_o
                 for statement in [*rewriting, "set session_replication_role = replica"]:
                     with pytest.raises(asyncpg.InsufficientPrivilegeError):
                         await conn.execute(statement)
+
+
+OF_THE_CHAIN = "proname ~ '^audit_(told|erased)_'"
+
+
+async def test_no_process_can_make_the_chain_say_what_it_did_not_write(by: As, pool: Pool) -> None:
+    """The chain's triggers run as the owner: on a table of one's own they would chain, and erase, whatever stands in it."""
+    async with transaction(pool) as conn:
+        await audit.record(conn, audit.EVERYWHERE, by="Ann", via="cli", act="refunds.pause", subject="refunds")
+    functions = [row[0] for row in await pool.fetch(f"select proname::text from pg_proc where {OF_THE_CHAIN}")]
+    assert len(functions) > 10
+    await pool.execute("create schema elsewhere")
+    for role in PROCESSES:
+        await pool.execute(f"grant create, usage on schema elsewhere to {role}")
+        async with session(by(role)) as conn:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await conn.execute("create temp table forged (x int)")
+            table = f"elsewhere.forged_by_{role}"
+            await conn.execute(f"create table {table} (like operator_acts)")
+            for name in functions:
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await conn.execute(
+                        f"create trigger forges after insert on {table} for each row execute function public.{name}()"
+                    )
+    while await audit.append_pending(pool):
+        pass
+    async with connection(pool) as conn, conn.transaction(isolation="repeatable_read"):
+        assert (await audit.verify(conn))["ok"]
+
+
+async def test_nobody_may_hang_the_chains_functions_on_a_table_before_any_grants_were_made(pool: Pool) -> None:
+    may = f"select count(*) from pg_proc where {OF_THE_CHAIN} and has_function_privilege('public', oid, 'execute')"
+    assert await pool.fetchval(may) == 0
 
 
 async def test_no_process_can_make_a_table_or_a_function_in_the_schema(by: As) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from sandbox.webhooks import snapshot_body
 from tests.conftest import eventually
@@ -286,6 +287,43 @@ async def test_every_family_says_what_it_is(web: Listening) -> None:
     assert set(FAMILIES) <= {name.removesuffix("_total") for name in helps}
     names = re.findall(r"^# TYPE (\S+) ", text, re.M)
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"X-Forwarded-For": "203.0.113.7"},
+        {"Forwarded": "for=203.0.113.7"},
+        {"Fly-Client-IP": "203.0.113.7"},
+        {"X-Forwarded-Proto": "https"},
+        {"Via": "1.1 fly.io"},
+    ],
+    ids=str,
+)
+async def test_what_came_through_a_proxy_sees_no_metrics(web: Listening, header: dict[str, str]) -> None:
+    assert await asked_for_metrics(web, **header) == 404
+    assert await asked_for_metrics(web) == 200
+
+
+async def test_with_a_token_metrics_need_it_wherever_one_asks_from(settings: Settings) -> None:
+    secret = "scrape-me-not"  # noqa: S105
+    async with listening(settings.model_copy(update={"metrics_token": SecretStr(secret)})) as web:
+        right, near = {"Authorization": f"Bearer {secret}"}, {"X-Forwarded-For": "203.0.113.7"}
+        assert await asked_for_metrics(web, **right) == 200
+        assert await asked_for_metrics(web, **right, **near) == 200
+        assert await asked_for_metrics(web, **near) == 404
+        for wrong in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Basic {secret}"}, {"Authorization": "Bearer \xe9"}):
+            assert await asked_for_metrics(web, **wrong) == 401
+            assert await asked_for_metrics(web, **wrong, **near) == 404
+
+
+async def asked_for_metrics(web: Listening, **headers: str) -> int:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{web.port}/metrics", headers=headers) as answer,
+    ):
+        assert (answer.status == 200) is ("finalsale_" in await answer.text())
+        return answer.status
 
 
 async def test_the_table_is_small_whatever_was_counted(settings: Settings, pool: Pool) -> None:

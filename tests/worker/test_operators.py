@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.worker.test_review import POLICY, REALMS, bought_twice, tell
 from worker import cli, operators, review
 from worker.console_address import console_address
 from worker.db import Pool, transaction
 from worker.operators import OperatorInvalid, Role, folded, matches, split_token
+from worker.review import ActRefused
 from worker.settings import Settings
 
 TOKEN = re.compile(r"fso_[0-9a-f]{8}_[A-Za-z0-9_-]{43}")
@@ -44,10 +46,61 @@ def test_each_role_may_do_what_those_before_it_may() -> None:
     assert len(may) == 6
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a\x00b", "a\x1bb", "x" * 61, "a\u202eb", "\u200b"])
+@pytest.mark.parametrize("name", ["", "  ", "a\x00b", "a\x1bb", "x" * 61, "a\u202eb", "\u200b", "A\u034fda", "Ada\ufe0f", "Ada\u3164"])
 async def test_a_name_is_one_line_of_printable_characters(pool: Pool, name: str) -> None:
     with pytest.raises(OperatorInvalid, match="printable"):
         await made(pool, name)
+
+
+ONE_PERSON = {
+    "decomposed": ("José", "Jose\u0301"),
+    "joined by what is not seen": ("José", "Jose\u034f\u0301"),
+    "variation selector": ("Ada", "Ada\ufe0f"),
+    "supplementary variation selector": ("Ada", "Ad\U000e0100a"),
+    "zero width": ("Ada", "A\u200bda"),
+    "soft hyphen": ("Ada", "A\u00adda"),
+    "Hangul filler": ("Ada", "Ada\u3164"),
+    "half width filler": ("Ada", "\uffa0Ada"),
+    "blank Braille": ("Ada", "Ada\u2800"),
+    "full width": ("Ada", "\uff21da"),
+    "mathematical": ("Ada", "\U0001d400da"),
+    "no-break space": ("Ada Lee", "ADA\u00a0\u2003Lee"),
+    "case": ("Weiß", "WEISS"),
+}
+
+
+@pytest.mark.parametrize("names", ONE_PERSON.values(), ids=ONE_PERSON)
+def test_names_that_look_alike_are_one_person(names: tuple[str, str]) -> None:
+    one, other = names
+    assert folded(one) == folded(other)
+    assert review._same_name(one, other)
+
+
+def test_two_people_stay_two() -> None:
+    names = ("Ada", "Ida", "Ada Lee", "Jose", "José", "Ада", "李", "")
+    assert len({folded(name) for name in names}) == len(names)
+
+
+@given(st.text(max_size=20))
+def test_comparing_a_name_again_changes_nothing(name: str) -> None:
+    assert folded(folded(name)) == folded(name)
+
+
+@pytest.mark.parametrize("name", ["Аda", "Ad\u03b1", "Αda", "Иvan"])
+async def test_a_name_in_mixed_alphabets_is_refused(pool: Pool, name: str) -> None:
+    with pytest.raises(OperatorInvalid, match="alphabet"):
+        await made(pool, name)
+
+
+@pytest.mark.parametrize("name", ["Ада Лавлейс", "Δημήτρης", "李 Lee", "O’Neill-Å"])
+async def test_a_name_in_one_alphabet_is_taken(pool: Pool, name: str) -> None:
+    assert (await made(pool, name))["name"] == name
+
+
+async def test_a_name_is_kept_composed(pool: Pool) -> None:
+    assert (await made(pool, "Jose\u0301"))["name"] == "José"
+    with pytest.raises(OperatorInvalid, match="taken"):
+        await made(pool, "JOSÉ")
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
@@ -69,7 +122,8 @@ async def test_a_name_is_given_once_also_in_other_letters_and_after_its_end(pool
 async def test_a_token_is_kept_as_an_argon2id_hash_only(pool: Pool) -> None:
     token = await made(pool, "Ada")
     assert TOKEN.fullmatch(token["token"])
-    stored = await pool.fetchrow("select id, hash from operator_tokens")
+    stored = await pool.fetchrow("select id, hash, sieve from operator_tokens")
+    assert len(stored["sieve"]) == 4, "what is kept beside the hash tells 32 of 256 bits"
     assert stored["hash"].startswith("$argon2id$")
     assert token["token"] not in str(stored)
     assert token["token"].split("_", 2)[2] not in str(stored)
@@ -124,6 +178,40 @@ async def test_the_last_admin_is_neither_removed_nor_degraded(pool: Pool) -> Non
             await operators.remove(conn, "Ida", by="tests")
 
 
+async def test_an_admin_who_can_still_sign_in_is_always_left(pool: Pool) -> None:
+    ida, eve = await made(pool, "Ida", Role.ADMIN), await made(pool, "Eve", Role.ADMIN)
+    await pool.execute("update operator_tokens set expires_at = now() where operator = 'Eve'")
+    async with transaction(pool) as conn:
+        for refused in (
+            operators.revoke(conn, ida["token_id"], by="tests"),
+            operators.remove(conn, "Ida", by="tests"),
+            operators.set_role(conn, "Ida", Role.READ, by="tests"),
+            operators.rotate(conn, "Ida", by="tests", lifetime=timedelta(minutes=5)),
+        ):
+            with pytest.raises(OperatorInvalid, match="last admin"):
+                await refused
+        again = await operators.rotate(conn, "Ida", by="tests", overlap=timedelta(0))
+        assert (await operators.revoke(conn, eve["token_id"], by="tests"))["name"] == "Eve"
+        with pytest.raises(OperatorInvalid, match="last admin"):
+            await operators.revoke(conn, again["token_id"], by="tests")
+        await operators.rotate(conn, "Eve", by="tests")
+        assert (await operators.revoke(conn, again["token_id"], by="tests"))["name"] == "Ida"
+
+
+async def test_two_admins_who_revoke_each_others_token_at_once_do_not_both_succeed(pool: Pool) -> None:
+    tokens = [(await made(pool, name, Role.ADMIN))["token_id"] for name in ("Ida", "Ada")]
+
+    async def revoke(token: str) -> bool:
+        try:
+            async with transaction(pool) as conn:
+                await operators.revoke(conn, token, by="tests")
+        except (OperatorInvalid, asyncpg.SerializationError):
+            return False
+        return True
+
+    assert sorted(await asyncio.gather(*map(revoke, tokens))) == [False, True]
+
+
 async def test_two_admins_who_remove_each_other_at_once_do_not_both_succeed(pool: Pool) -> None:
     await made(pool, "Ida", Role.ADMIN)
     await made(pool, "Ada", Role.ADMIN)
@@ -172,6 +260,46 @@ def test_people_are_told_where_the_console_is(settings: Settings, address: str) 
     assert console_address(settings) == address
 
 
+# the second person ---------------------------------------------------------------------------------------------------------
+
+
+async def yes(pool: Pool, by: str, via: str = "cli") -> operators.Document:
+    async with transaction(pool) as conn:
+        return await review.approve(conn, POLICY, REALMS, "ch_0002", by=by, via=via)
+
+
+async def test_above_the_limit_the_command_line_takes_the_names_of_active_operators_who_may_decide(pool: Pool) -> None:
+    await tell(pool, bought_twice(amount=100_001))
+    for name, role in (("Ada", Role.DECIDE), ("Rosa", Role.READ), ("Eve", Role.DECIDE), ("Ida", Role.ADMIN)):
+        await made(pool, name, role)
+    async with transaction(pool) as conn:
+        await operators.remove(conn, "Eve", by="tests")
+    for nobody in ("Bob", "Rosa", "Eve"):
+        with pytest.raises(ActRefused, match="finalsale operator list"):
+            await yes(pool, nobody)
+    assert (await yes(pool, "ada"))["planned"] == []
+    with pytest.raises(ActRefused, match="finalsale operator list"):
+        await yes(pool, "Bob")
+    done = await yes(pool, "Ida")
+    assert done["planned"]
+    assert done["approved_by"] == ["ada", "Ida"]
+
+
+async def test_one_person_with_a_name_written_in_two_ways_is_no_second_person(pool: Pool) -> None:
+    await tell(pool, bought_twice(amount=100_001))
+    await made(pool, "José")
+    assert (await yes(pool, "José", "console"))["planned"] == []
+    for again in ("Jose\u0301", "JOSÉ", "Ｊosé"):
+        with pytest.raises(ActRefused, match="second person"):
+            await yes(pool, again)
+
+
+async def test_up_to_the_limit_any_name_will_do(pool: Pool) -> None:
+    await tell(pool, bought_twice(amount=100_000))
+    await made(pool, "Ada")
+    assert (await yes(pool, "Bob"))["planned"]
+
+
 # the commands --------------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +335,7 @@ async def test_the_command_prints_a_token_once_and_manages_the_rest(
     assert "has the role admin" in (await said("role", "Ada", "admin"))[0]
     assert "refused from now on" in (await said("revoke", first[4:12]))[0]
     out, err = await said("remove", "Ada", code=1)
-    assert err.rstrip().endswith("Ada is the last admin: make another one first.")
+    assert "Ada is the last admin who can sign in" in err
     await said("add", "Ida", "--role", "owner", code=2)
     _, err = await said("add", "ADA", "--role", "read", code=1)
     assert "is taken" in err

@@ -77,6 +77,10 @@ order by event_id limit :most::int;
 -- name: erase_payloads!
 update inbox set payload = '' where event_id = any(:event_ids::text[]) and state in ('done', 'ignored', 'quarantined');
 
+-- name: empty_payloads!
+-- Of events that were just settled and told of an erased customer.
+update inbox set payload = '' where event_id = any(:event_ids::text[]) and state = 'done';
+
 -- name: erase_case_texts!
 update case_acts set text = :gone where case_id = any(:case_ids::text[]) and text not in ('', :gone);
 

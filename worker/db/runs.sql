@@ -132,6 +132,22 @@ from unnest(:ids::text[], :customers::text[], :bodies::bytea[]) as t (id, custom
 on conflict (run, id) do update set customer = excluded.customer, as_of = excluded.as_of, listed = excluded.listed, body = excluded.body,
     state = case when excluded.body = found.body then found.state else 'staged' end;
 
+-- name: erased_owners
+-- Which of these belong to erased customers; with what is known of one that belonged to such a customer before.
+select told.id, case when exists (select from erasures e where e.realm = :realm and e.customer = o.customer) then o.body end as body
+from unnest(:ids::text[], :customers::text[]) as told (id, customer)
+left join objects o on o.realm = :realm and o.id = told.id
+where exists (select from erasures e where e.realm = :realm and e.customer in (told.customer, o.customer));
+
+-- name: take_digests!
+-- Of an erased customer's objects Stripe says more than the books may keep: that is no difference, and none in the next night.
+update objects set digest = s.digest
+from found f
+join erasures e on e.realm = :realm and e.customer = f.customer
+join scanned s on s.run = f.run and s.id = f.id
+where f.run = :run and f.state in ('same', 'healed')
+  and objects.realm = :realm and objects.id = f.id and objects.as_of <= s.as_of and objects.digest is distinct from s.digest;
+
 -- name: heard_events
 select event_id from inbox where event_id = any(:event_ids::text[]);
 
