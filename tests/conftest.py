@@ -27,18 +27,28 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
     try:
         running.start()
         asyncio.run(migrate(running.database_url))
-        asyncio.run(_without_fsync(running.database_url))
+        asyncio.run(_fsync(running.database_url, "off"))
         yield running
     finally:
         running.stop()
 
 
-async def _without_fsync(url: str) -> None:
+async def _fsync(url: str, state: str) -> None:
     """What is killed here are processes, never the machine: what they wrote is the system's already. Half the suite's time."""
     connection = await asyncpg.connect(url)
-    await connection.execute("alter system set fsync = off")
+    await connection.execute(f"alter system set fsync = {state}")
     await connection.execute("select pg_reload_conf()")
+    while await connection.fetchval("show fsync") != state:
+        await asyncio.sleep(0.01)
     await connection.close()
+
+
+@pytest.fixture
+async def durable(servers: EmbeddedServers) -> AsyncIterator[None]:
+    """Postgres as it is deployed, for tests that look at its settings."""
+    await _fsync(servers.database_url, "on")
+    yield
+    await _fsync(servers.database_url, "off")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import asyncpg
-import msgspec
 import structlog
 
 from handlers.customer import AnyFact

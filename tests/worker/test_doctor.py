@@ -34,6 +34,8 @@ from worker.settings import Settings
 from worker.stripe_gateway import API_VERSION, StripeGateway
 from worker.web import Listening
 
+pytestmark = pytest.mark.usefixtures("durable")
+
 URL = "http://127.0.0.1:9/stripe/webhook"
 DAY = 86_400
 TOLD_AT = 1_795_341_600  # 2026-11-22T10:00:00Z, when `health` was made

@@ -27,6 +27,8 @@ from worker.endpoint import Check, State
 from worker.grants import CONSOLE
 from worker.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("durable")
+
 
 async def checks_of(settings: Settings) -> dict[str, Check]:
     """By name, without Stripe: what is not about it needs none."""
