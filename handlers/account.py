@@ -5,6 +5,7 @@ Values only. The rules that make them are in `chargebacks`, `cancellations`, `cr
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 import msgspec
@@ -122,6 +123,12 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     def outward_cause(self) -> str:
         """The cause as the merchant's app may hear it: without what operators wrote, and their names."""
         return "An operator suspended it." if self.subject == OPERATOR_HOLD else self.cause.partition(KEPT_BY)[0]
+
+    @property
+    def lasting_cause(self) -> str:
+        """The cause as it is written down for ever: with operators' names and moments, without their words, which may be erased."""
+        kept_by = f"Suspended by |{KEPT_BY}"
+        return re.sub(rf"((?:{kept_by}).*? at [\dT:-]+Z): .*", r"\1.", self.cause, flags=re.DOTALL)
 
 
 class Way(StrEnum):

@@ -11,7 +11,7 @@ import msgspec
 from handlers.court import Court, contested, span
 from handlers.customer import Charge, Invoice, Metadata
 from handlers.decisions import Evidence, Money
-from handlers.identity import Finding, Sameness, compare_metadata, compare_orders, named
+from handlers.identity import Finding, Sameness, compare_metadata, compare_orders, named, shown
 from handlers.payments import Payment
 from handlers.terms import DuplicateTerms
 
@@ -158,7 +158,7 @@ def _settle(court: Court, payment: Payment, twin: _Twin) -> None:
 
 def _order_id(payment: Payment, court: Court) -> str:
     ids = [payment.metadata[key] for key in court.terms(payment).duplicates.order if payment.metadata.get(key)]
-    return ", ".join(ids) or "no order id"
+    return ", ".join(map(shown, ids)) or "no order id"
 
 
 # D7: by hand, and by dunning -----------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ async def _save_accounts(
 def _cause(before: Account, after: Account, decisions: Mapping[str, Decision]) -> str:
     """Why a standing or its holds changed, in words: what came, and what became of what went."""
     known, held = {h.subject for h in before.holds}, {h.subject for h in after.holds}
-    said = [hold.cause for hold in after.holds if hold.subject not in known]
+    said = [hold.lasting_cause for hold in after.holds if hold.subject not in known]
     for hold in before.holds:
         if hold.subject not in held:
             decision = decisions.get(hold.subject)

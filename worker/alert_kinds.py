@@ -58,6 +58,18 @@ KINDS: dict[str, Kind] = {
         _FIND,
         _EXPLAIN,
     ),
+    "refunds_failed": Kind(
+        "Many refunds failed",
+        "Duplicates were to go back and did not. Something is wrong with all of them: the balance, the key, or Stripe.",
+        "/console/refunds",
+        "finalsale refunds list",
+    ),
+    "refunds_in_doubt": Kind(
+        "Many refunds in doubt",
+        "Refunds were sent and nobody knows yet whether Stripe made them. They are asked about, never sent blindly again.",
+        "/console/refunds",
+        "finalsale refunds list",
+    ),
     "refund_limit": Kind(
         "Refund limit reached",
         "The policy's limits hold refunds back for a person. Usual after a real incident, and also the sign of a wrong rule.",
@@ -149,6 +161,12 @@ KINDS: dict[str, Kind] = {
         "/console/events",
         _DOCTOR,
     ),
+    "intake_unseen": Kind(
+        "Silence of Stripe cannot be seen",
+        "The key may not read events: if they stop coming, nobody can tell that from a quiet day.",
+        "/console/events",
+        _DOCTOR,
+    ),
     "backlog_growing": Kind(
         "Events wait too long",
         "Workers do not keep up or stand still: decisions, refunds and holds are late.",
@@ -197,6 +215,12 @@ KINDS: dict[str, Kind] = {
         "A row of the books was edited, removed or reordered by something other than finalsale.",
         "/console/audit",
         "finalsale audit verify",
+    ),
+    "audit_late": Kind(
+        "Audit chain is late",
+        "What happens is written down and not yet bound by the chain: until it is, tampering with it is harder to see.",
+        "/console/audit",
+        "finalsale status",
     ),
     # the deployment
     "clock_skew": Kind(

@@ -21,6 +21,8 @@ DIGEST_AFTER_S = 60.0
 KINDS_APART = 5
 """Up to so many alerts get a message for each kind; more come as one."""
 MESSAGES_AN_HOUR, CRITICAL_AN_HOUR = 30, 120
+DIGEST_EVERY_S = 300.0
+"""How often a route over the higher limit still hears of what is critical."""
 WHOLE, NAMED = 20, 500
 """How many alerts of a message are told whole, and how many more by their ids."""
 
@@ -32,7 +34,7 @@ class Telling(NamedTuple):
     cause: str
     raising: int
     step: str
-    """raised, `rose to` a severity, `again` 1.., resolved."""
+    """raised, `rose to` a severity, `again` 1.., resolved, or `was`: over, and nobody had been told."""
     kind: str
     severity: str
     customer: str
@@ -40,12 +42,30 @@ class Telling(NamedTuple):
     sentence: str
     since: datetime
     flaps: int
+    until: datetime | None
+    """When it was over, of what nobody had been told."""
     age_s: float
     """How long it waits to be put into a message."""
 
     @property
     def over(self) -> bool:
-        return self.step == "resolved"
+        return self.step in ("resolved", "was")
+
+    @property
+    def urgent(self) -> bool:
+        return self.severity == "critical" and not self.over
+
+
+class Lately(NamedTuple):
+    """What a route got, or is to get, within the hour."""
+
+    messages: int
+    last_s: float
+    """Since the newest of them."""
+    stuck: bool = False
+    """One that is not critical could not be sent: only what is critical is made beside it, and goes past it."""
+    told: frozenset[str] = frozenset()
+    """The kinds of what was critical in them."""
 
 
 class Message(NamedTuple):
@@ -56,18 +76,22 @@ class Message(NamedTuple):
     body: str
 
 
-def gathered(waiting: Sequence[Telling], lately: int) -> list[list[Telling]]:
-    """The messages to make now of what waits for a route that got `lately` of them within the hour; what is left out waits on.
+def gathered(waiting: Sequence[Telling], lately: Lately) -> list[list[Telling]]:
+    """The messages to make now of what waits for a route; what is left out waits on.
 
-    A route over its limit hears only of what is critical, at once and as one message, and of the rest when there is room again.
+    A route over its limit hears only of what is critical, as one message, and of the rest when there is room again: at once, and
+    over the higher limit every five minutes, but for a kind that it has not heard of within the hour.
     """
-    if not waiting or waiting[0].age_s < WINDOW_S:
+    oldest_s = max((telling.age_s for telling in waiting), default=0.0)
+    if oldest_s < WINDOW_S:
         return []
-    if lately >= MESSAGES_AN_HOUR:
-        urgent = [telling for telling in waiting if telling.severity == "critical" and not telling.over]
-        return [urgent] if urgent and lately < CRITICAL_AN_HOUR else []
-    if len(waiting) > KINDS_APART or waiting[0].age_s > DIGEST_AFTER_S:
-        return [list(waiting)]
+    waiting = sorted(waiting, key=lambda telling: -telling.age_s)
+    if lately.stuck or lately.messages >= MESSAGES_AN_HOUR:
+        urgent = [telling for telling in waiting if telling.urgent]
+        room = lately.messages < CRITICAL_AN_HOUR or lately.last_s >= DIGEST_EVERY_S
+        return [urgent] if urgent and (room or {t.kind for t in urgent} - lately.told) else []
+    if len(waiting) > KINDS_APART or oldest_s > DIGEST_AFTER_S:
+        return [waiting]
     kinds = dict.fromkeys(telling.kind for telling in waiting)
     return [[telling for telling in waiting if telling.kind == kind] for kind in kinds]
 
@@ -93,6 +117,18 @@ def written(tellings: Sequence[Telling], settings: Settings, id_: str) -> Messag
     return Message(severity, masked(f"[finalsale {settings.mode}] {title}"), body)
 
 
+def plain(counts: Sequence[tuple[str, int]], severity: str, settings: Settings, id_: str) -> Message:
+    """What is left to say where a service refused a message for what it says: how many of which kind, in our fixed words."""
+    total = sum(n for _, n in counts)
+    said = ", ".join(f"{n} {kind_of(kind).title}" for kind, n in counts[:10])
+    body = (
+        f"The service refused the message that tells of {'this' if total == 1 else 'these'} in full: {said}.\n"
+        f"Look: finalsale alerts list\n\nMessage {id_}"
+    )
+    what = "1 alert" if total == 1 else f"{total} alerts"
+    return Message(severity, f"[finalsale {settings.mode}] {severity}: {what}, told in short", body)
+
+
 def of_test(severity: str, settings: Settings) -> dict[str, str]:
     """A test message, each time under an id of its own."""
     id_ = f"alm_test_{secrets.token_hex(8)}"
@@ -101,9 +137,9 @@ def of_test(severity: str, settings: Settings) -> dict[str, str]:
 
 
 def _title(telling: Telling) -> str:
-    word = "resolved" if telling.over else telling.severity
-    still = ", still open" if telling.step.startswith("again") else ", worse" if telling.step.startswith("rose") else ""
-    return f"{word}{still}: {kind_of(telling.kind).title}"
+    word = f"was {telling.severity}" if telling.step == "was" else "resolved" if telling.over else telling.severity
+    ways = {"again": ", still open", "rose": ", worse", "grew": ", many more"}
+    return f"{word}{ways.get(telling.step.partition(' ')[0], '')}: {kind_of(telling.kind).title}"
 
 
 def _counted(tellings: Sequence[Telling]) -> str:
@@ -117,6 +153,11 @@ def _counted(tellings: Sequence[Telling]) -> str:
 def _alone(telling: Telling, settings: Settings) -> list[str]:
     kind = kind_of(telling.kind)
     lines = [_sentence(telling), ""]
+    if telling.step == "was":
+        said = (
+            f"It was so from {_when(telling)} to {_moment(telling.until)}, and nobody could be told then. It is over."
+        )
+        return [lines[0], "", said, *_where(telling, settings)]
     if telling.over:
         return [f"It is over: {lines[0]}", "", f"It was open since {_when(telling)}.", *_where(telling, settings)]
     lines += [masked(f"Why it matters: {kind.why}"), f"Since: {_when(telling)}{_again(telling)}"]
@@ -132,6 +173,10 @@ def _listed(tellings: Sequence[Telling], settings: Settings) -> list[str]:
     lines = []
     for number, telling in enumerate(tellings[:WHOLE], start=1):
         lines += [f"{number}. {_title(telling)}{_again(telling)}", f"   {_sentence(telling)}"]
+        if telling.step == "was":
+            lines.append(
+                f"   It was so from {_when(telling)} to {_moment(telling.until)}, and nobody could be told then."
+            )
         if not telling.over:
             lines.append(masked(f"   Act: {_filled(kind_of(telling.kind).command, telling)}"))
     if more := tellings[WHOLE:]:
@@ -172,7 +217,11 @@ def _sentence(telling: Telling) -> str:
 
 
 def _when(telling: Telling) -> str:
-    return f"{telling.since:%Y-%m-%d %H:%M:%S} UTC"
+    return _moment(telling.since)
+
+
+def _moment(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "now"
 
 
 def _again(telling: Telling) -> str:

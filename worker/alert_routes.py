@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ SEND_WITHIN_S = 20.0
 CHECK_WITHIN_S = 60.0
 MAX_ANSWER = 65_536
 NAME_DIGITS = 6
+
+T = TypeVar("T")
 
 # a comma ends an entry only where another one begins behind it: commas are common inside of these URLs
 _BETWEEN = re.compile(r"\s+|,(?=\s*(?:[a-z+]+=)?[a-z][a-z0-9.-]*://)|,\s+", re.IGNORECASE)
@@ -51,6 +53,20 @@ class Outcome(NamedTuple):
 
     sent: bool
     problem: str | None = None
+    refused: bool = False
+    """The service answered, and would answer this message the same the next time."""
+
+
+class Checked(NamedTuple):
+    """What of FINALSALE_ALERT_URLS can be used."""
+
+    routes: tuple[Route, ...]
+    wrong: Mapping[str, str]
+    """Why the others cannot be, in a sentence, by the route's name or the entry's place."""
+    near: Near
+    """What FINALSALE_ALERT_PRIVATE_HOSTS allows; nothing where it is wrong."""
+    whole: bool = True
+    """Whether the check answered. Where it did not, the routes are used: the process that sends checks each by itself."""
 
 
 def routes_of(settings: Settings) -> tuple[Route, ...]:
@@ -60,35 +76,71 @@ def routes_of(settings: Settings) -> tuple[Route, ...]:
     """
     routes = read_routes(settings)
     if routes:
-        asked = {"do": "check", "urls": [route.url for route in routes], "near": [*near_of(settings).written()]}
-        for place, problem in enumerate(_checked(asked), start=1):
+        for place, problem in enumerate(_checked(_asking(routes, near_of(settings))), start=1):
             if problem is not None:
-                raise SettingsInvalid(f"FINALSALE_ALERT_URLS: entry {place} cannot be used: {problem}.")
+                raise SettingsInvalid(_unusable(f"entry {place}", problem))
     return routes
 
 
 def read_routes(settings: Settings) -> tuple[Route, ...]:
     """The routes as they are written, not checked. Raises SettingsInvalid."""
+    routes, wrong = written_routes(settings)
+    for problem in wrong.values():
+        raise SettingsInvalid(problem)
+    return routes
+
+
+def written_routes(settings: Settings) -> tuple[tuple[Route, ...], dict[str, str]]:
+    """The routes that can be read, not checked, and by its place what is wrong with every other entry."""
     written = settings.alert_urls.get_secret_value() if settings.alert_urls else ""
     routes: dict[str, Route] = {}
+    wrong: dict[str, str] = {}
     for place, entry in enumerate(filter(None, (e.strip(",") for e in _BETWEEN.split(written.strip()))), start=1):
         found = _ENTRY.fullmatch(entry)
         if found is None:
-            raise SettingsInvalid(
+            wrong[f"entry {place}"] = (
                 f"FINALSALE_ALERT_URLS: entry {place} is no URL: write scheme://..., or severities before it as in "
                 "critical+warning=scheme://..., and a space in a URL as %20."
             )
+            continue
         severities = frozenset(found["severities"].lower().split("+")) if found["severities"] else HEARD_BY_DEFAULT
         if not severities <= frozenset(SEVERITIES):
-            raise SettingsInvalid(
+            wrong[f"entry {place}"] = (
                 f"FINALSALE_ALERT_URLS: entry {place} is for a severity that does not exist: "
                 "they are critical, warning and note, joined by +."
             )
-        digest = hashlib.sha256(found["url"].encode()).hexdigest()[:NAME_DIGITS]
+            continue
+        digest = hashlib.sha256(found["url"].encode(errors="surrogatepass")).hexdigest()[:NAME_DIGITS]
         name = f"{found['scheme'].lower()}-{digest}"
         before = routes[name].severities if name in routes else frozenset()
         routes[name] = Route(name, severities | before, found["url"])
-    return tuple(routes.values())
+    return tuple(routes.values()), wrong
+
+
+async def checked_routes(settings: Settings) -> Checked:
+    """The same as `routes_of`, for a process that has other work: what is wrong is left out and said. Cancelled, it ends at once."""
+    routes, wrong = written_routes(settings)
+    try:
+        near = near_of(settings)
+    except SettingsInvalid as invalid:
+        near, wrong["FINALSALE_ALERT_PRIVATE_HOSTS"] = Near([]), str(invalid)
+    if not routes:
+        return Checked((), wrong, near)
+    try:
+        answer = await _asked(msgspec.json.encode(_asking(routes, near)), list[str | None], CHECK_WITHIN_S)
+        problems = dict(zip((route.name for route in routes), answer, strict=True))
+    except (OSError, ValueError, msgspec.MsgspecError):  # a TimeoutError is an OSError
+        return Checked(routes, wrong, near, whole=False)
+    wrong |= {name: _unusable(f"the entry {name}", problem) for name, problem in problems.items() if problem}
+    return Checked(tuple(route for route in routes if problems[route.name] is None), wrong, near)
+
+
+def _asking(routes: Sequence[Route], near: Near) -> dict[str, Any]:
+    return {"do": "check", "urls": [route.url for route in routes], "near": [*near.written()]}
+
+
+def _unusable(which: str, problem: str) -> str:
+    return f"FINALSALE_ALERT_URLS: {which} cannot be used: {problem}."
 
 
 def near_of(settings: Settings) -> Near:
@@ -146,24 +198,29 @@ async def send(route: Route, near: Near, *, id_: str, title: str, body: str, sev
     told = {"id": id_, "title": title, "body": body, "severity": severity}
     asked = msgspec.json.encode({"do": "send", "url": route.url, "near": [*near.written()], **told})
     try:
-        child = await asyncio.create_subprocess_exec(
-            *_command(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=_environment(),
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError as error:
-        return Outcome(False, f"the process that sends could not be started ({type(error).__name__})")
-    try:
-        async with asyncio.timeout(SEND_WITHIN_S):
-            return await _answer(child, asked)
+        return await _asked(asked, Outcome, SEND_WITHIN_S)
     except TimeoutError:
         return Outcome(False, f"no answer within {SEND_WITHIN_S:.0f} s")
-    except (OSError, msgspec.DecodeError):
+    except OSError as error:
+        return Outcome(False, f"the process that sends could not be started, or ended early ({type(error).__name__})")
+    except msgspec.DecodeError:
         return Outcome(False, "the process that sends ended without an answer")
+
+
+async def _asked(asked: bytes, type_: type[T], within_s: float) -> T:
+    """Ask the process that sends. Raises TimeoutError, OSError, msgspec.DecodeError; it never outlives this call."""
+    child = await asyncio.create_subprocess_exec(
+        *_command(),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=_environment(),
+        cwd="/",
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(within_s):
+            return msgspec.json.decode(await _answer(child, asked), type=type_)
     finally:
         if child.returncode is None:
             with suppress(ProcessLookupError):
@@ -171,7 +228,7 @@ async def send(route: Route, near: Near, *, id_: str, title: str, body: str, sev
             await child.wait()
 
 
-async def _answer(child: asyncio.subprocess.Process, asked: bytes) -> Outcome:
+async def _answer(child: asyncio.subprocess.Process, asked: bytes) -> bytes:
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write(asked)
@@ -181,4 +238,4 @@ async def _answer(child: asyncio.subprocess.Process, asked: bytes) -> Outcome:
         answer += more
     if len(answer) < MAX_ANSWER:
         await child.wait()  # its output has ended, and with it itself
-    return msgspec.json.decode(bytes(answer), type=Outcome)
+    return bytes(answer)

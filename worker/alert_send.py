@@ -3,7 +3,7 @@
 `python -m worker.alert_send` reads one request on standard input and writes one answer, both JSON:
 
     {"do": "check", "urls": [...], "near": [...]}                                 -> [null or what is wrong, ...]
-    {"do": "send", "url": ..., "near": [...], "id", "title", "body", "severity"}  -> [sent, null or what went wrong]
+    {"do": "send", "url": ..., "near": [...], "id", "title", "body", "severity"}  -> [sent, null or what went wrong, refused]
 
 apprise and the libraries below it open connections as they like. What decides is therefore not the URL but an audit hook, which
 sees every address that a socket is really to be connected to: neither a name that answers differently the second time nor a
@@ -31,6 +31,8 @@ from worker.public_address import Near, why_not_public
 END_AFTER_S = 25
 """If whoever started this process is gone: longer than it would wait."""
 MAX_MEMORY = 512 * 1024 * 1024
+NOT_FOR_GOOD = ("408", "425", "429")
+"""What a service answers that would take the same message later."""
 SHORT_MESSAGES = 1000
 """Services that take less than so many characters (text messages) get the beginning; others get all of it, in parts."""
 TYPES = {
@@ -115,11 +117,19 @@ class _Said(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
+        self.refused = False
+        """Whether that was an answer, and the same one is to be expected the next time."""
         self.status: str | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        if found := re.search(r"error=(\d{3})\b", record.getMessage()):
+        said = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            found = re.search(r"error=(\d{3})\b", said)
+        else:  # of a mail server only the refusals for good; everything else at this level may quote what is sent
+            found = re.search(r"\((5\d\d), b['\"]", said) if said.startswith("Socket Exception: ") else None
+        if found:
             self.status = found[1]
+            self.refused = record.levelno < logging.WARNING or (found[1][0] == "4" and found[1] not in NOT_FOR_GOOD)
 
 
 # which URLs may be used --------------------------------------------------------------------------------------------------
@@ -173,16 +183,20 @@ def _is_encrypted(service: Any, scheme: str) -> bool:
 # sending -----------------------------------------------------------------------------------------------------------------
 
 
-def send(asked: dict[str, Any], guard: Guard) -> tuple[bool, str | None]:
-    """Send one message, with its id where the service has a place for it; guarded from before the URL is used."""
+def send(asked: dict[str, Any], guard: Guard) -> tuple[bool, str | None, bool]:
+    """Send one message, with its id where the service has a place for it; guarded from before the URL is used.
+
+    Whether it was sent, what went wrong, and whether the service refused it for good.
+    """
     if (wrong := check(asked["url"], guard.near)) is not None:
-        return False, wrong
+        return False, wrong, False
     service = _service(asked["url"])
     _mark(service, asked["id"])
     said = _Said()
     library = logging.getLogger("apprise")
     library.addHandler(said)
     library.propagate = False
+    library.setLevel(logging.DEBUG)
     guard.install()
     try:
         sent = service.notify(
@@ -194,13 +208,12 @@ def send(asked: dict[str, Any], guard: Guard) -> tuple[bool, str | None]:
     except Exception as error:  # whatever a plugin does wrong: the message was not sent
         sent, said.status = False, said.status or type(error).__name__
     if sent:
-        return True, None
+        return True, None, False
     if guard.refused:
-        return False, f"refused: {guard.refused[0]}"
-    return (
-        False,
-        f"the service answered {said.status}" if said.status else "the service could not be reached or refused it",
-    )
+        return False, f"refused: {guard.refused[0]}", False
+    if said.status:
+        return False, f"the service answered {said.status}", said.refused
+    return False, "the service could not be reached or refused it", False
 
 
 def _mark(service: Any, id_: str) -> None:

@@ -8,7 +8,9 @@ moves the queue into `audit_chain`, where each link's hash covers the one before
 - Words that a person may want erased (`case_acts.text`, `review_acts.note`, `acts.body`, and `reason`, `before`, `after` of
   `operator_acts`) are bound as a digest of a random salt and the text, both beside the chain in `audit_texts`. Erasing (see
   `permit_erasure`) changes the text, throws the salt away, and tells the chain that it did: the digest stays, says nothing about
-  the text any more, and the row still verifies. `cases`, where customers write, is not chained.
+  the text any more, and the row still verifies; an operator act of the same transaction must say who erased. `cases`, where
+  customers write, is not chained.
+- `operators`, `operator_tokens` and `api_tokens`: who may do what, in every state it was in.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
+from worker.audit_pace import Place
 from worker.db import Connection, Pool, connection, queries, transaction
 from worker.reading import Document, fetch
 
@@ -36,9 +39,8 @@ ROUND = 5000
 MOST_PROBLEMS = 100
 RECENT = 200
 """Links that the quick look recomputes."""
-QUEUE_LATE_S = 300.0
-"""The queue is emptied every second; what waits for five minutes waits for somebody who does not come."""
-CHECK_EVERY_S = 86_400.0
+CHECK_EVERY_S, CHECK_AGAIN_S = 86_400.0, 3600.0
+"""From one whole verification to the next, and to the next after one that found something: a repair is seen within the hour."""
 COMPARE_TIMEOUT_S = 3600.0
 """One comparison of a table of millions; the session's own time-out is for small statements."""
 MANY = 5000
@@ -54,9 +56,11 @@ SOURCES = (
         "review_acts",
         "case_acts",
     ),
-    *("policy_versions", "switches", "erased_texts"),
+    *("policy_versions", "switches", "operators", "operator_tokens", "api_tokens", "erased_texts"),
 )
 """Everything that the chain binds, as the view `audit_sources` names it."""
+CHANGING = ("actions", "switches", "operators", "operator_tokens", "api_tokens", "erased_texts")
+"""Those of them whose rows have several states."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 ENCODER = msgspec.json.Encoder(order="deterministic", enc_hook=str)
@@ -150,7 +154,10 @@ async def policies(conn: Connection, limit: int | None = None) -> list[Document]
 
 
 async def permit_erasure(conn: Connection) -> None:
-    """From here to the end of the transaction the words named above may be replaced, and nothing else of those rows."""
+    """From here to the end of the transaction the words named above may be replaced by `[erased on request]`, and nothing else.
+
+    The same transaction must record the act `customers.erase`.
+    """
     await conn.execute("select set_config('finalsale.erasing', '1', true)")
 
 
@@ -166,17 +173,18 @@ def link(before: bytes, seq: int, at_us: int, source: str, realm: str, row_id: s
     return hashlib.sha256(before + seq.to_bytes(8, "big") + at_us.to_bytes(8, "big") + content + names).digest()
 
 
-async def append_pending(pool: Pool, *, most: int = ROUND) -> int:
+async def append_pending(pool: Pool, *, most: int = ROUND, place: Place | None = None) -> int:
     """Move what is queued into the chain, up to `most` rows; how much it did, 0 where another sequencer is at it.
 
     Rows from before the chain are queued here too, a slice in each round. Killed at any point, a round leaves nothing behind.
     """
+    place = place or Place()
     async with transaction(pool) as conn:
-        if not await queries.may_append(conn, key=LOCK_KEY):
+        if not await queries.may_append(conn, above=place.above, key=LOCK_KEY):
             return 0
         filled = await _backfill(conn, most)
         tip = await queries.chain_tip(conn)
-        taken = sorted(await fetch(conn, queries.take_queue, most=most), key=_number)
+        taken = await fetch(conn, queries.take_queue, above=place.above, most=most)
         seq, hash_, moment = tip["seq"] or 0, tip["hash"] or GENESIS, tip["moment"]
         at_us = (moment - _EPOCH) // _MICROSECOND
         links = []
@@ -186,12 +194,10 @@ async def append_pending(pool: Pool, *, most: int = ROUND) -> int:
             links.append((seq, source, realm, row_id, content, hash_, moment))
         names = ["seq", "source", "realm", "row_id", "content", "hash", "chained_at"]
         await conn.copy_records_to_table("audit_chain", records=links, columns=names)
+        await queries.drop_queued(conn, numbers=[row["number"] for row in taken])
+    if len(taken) < most:
+        place.emptied(taken[-1]["number"] if taken else 0, tip["oldest_at_work"], tip["next_at_work"])
     return len(links) + filled
-
-
-def _number(row: asyncpg.Record) -> int:
-    number: int = row["number"]
-    return number
 
 
 async def _backfill(conn: Connection, most: int) -> int:
@@ -245,6 +251,11 @@ class Verification:
         self.count += 1
         if len(self.problems) < MOST_PROBLEMS:
             self.problems.append({**where, "what": what, "sentence": sentence})
+
+    def uncounted(self, rows: Sequence[asyncpg.Record]) -> None:
+        """Rows that are problems, each told already: there are more of them than were read."""
+        if rows:
+            self.count += rows[0]["problems"] - len(rows)
 
     def row(self, row: asyncpg.Record) -> None:
         """The next link."""
@@ -301,6 +312,7 @@ async def verify(
         checked[row["source"]] = row["links"]
     for source in SOURCES:
         await _compare(conn, source, pass_)
+    await _look_across(conn, pass_)
     return {
         "ok": pass_.count == 0,
         "length": pass_.seq,
@@ -308,6 +320,7 @@ async def verify(
         "pending": state["pending"],
         "not_yet_chained": [row["source"] for row in await fetch(conn, queries.backfills_left)],
         "checked": checked,
+        "erased": checked.get("erased_texts", 0),
         "problem_count": pass_.count,
         "problems": pass_.problems,
     }
@@ -331,14 +344,32 @@ async def _compare(conn: Connection, source: str, pass_: Verification) -> None:
         else:
             what, sentence = "edited", "says something else than when it was chained."
         pass_.problem(what, f"{source} {row['row_id']} {sentence}", seq=row["seq"], source=source, id=row["row_id"])
-    if rows:
-        pass_.count += rows[0]["problems"] - len(rows)
+    pass_.uncounted(rows)
+
+
+async def _look_across(conn: Connection, pass_: Verification) -> None:
+    """What one row beside its link does not show: two contents of what never changes, sums, and changes that nobody says he made."""
+    rows = await conn.fetch(queries.two_contents.sql, list(CHANGING), MOST_PROBLEMS, timeout=COMPARE_TIMEOUT_S)
+    for row in rows:
+        sentence = f"{row['source']} {row['row_id']} never changes, and was chained with two different contents."
+        pass_.problem("edited", sentence, seq=row["seq"], source=row["source"], id=row["row_id"])
+    pass_.uncounted(rows)
+    rows = await conn.fetch(queries.compare_lots.sql, MOST_PROBLEMS, timeout=COMPARE_TIMEOUT_S)
+    for row in rows:
+        sentence = f"The sums of the lot {row['id']} ({row['realm']}) are not those of its entries."
+        pass_.problem("sums", sentence, seq=None, source="lots", id=row["id"])
+    pass_.uncounted(rows)
+    rows = await conn.fetch(queries.unexplained_changes.sql, MOST_PROBLEMS, timeout=COMPARE_TIMEOUT_S)
+    for row in rows:
+        sentence = f"{row['source']} {row['row_id']}: {row['sentence']}."
+        pass_.problem("unexplained", sentence, seq=None, source=row["source"], id=row["row_id"])
+    pass_.uncounted(rows)
 
 
 async def broken(conn: Connection) -> str | None:
     """A quick look, cheap enough for every few minutes: what is wrong in a sentence, or None.
 
-    The newest links are recomputed, the queue's age is looked at, and what the last whole verification found counts.
+    The newest links are recomputed, and what the last whole verification found counts. Whether it is late: see worker.audit_pace.
     """
     state = await head(conn)
     look = Verification(())
@@ -357,30 +388,33 @@ async def broken(conn: Connection) -> str | None:
         return f"The verification of {last['checked_at']:%Y-%m-%d %H:%M} UTC found {found} in the audit chain."
     if last is not None and last["length"] > state["length"]:
         return f"The audit chain was {last['length']} links long, and has {state['length']} now: its end was removed."
-    if state["oldest_pending_s"] is not None and state["oldest_pending_s"] > QUEUE_LATE_S:
-        return f"The audit chain has stood still for {state['oldest_pending_s'] / 60:.0f} minutes while {state['pending']} rows wait."
     return None
 
 
 async def check_if_due(pool: Pool) -> Document | None:
-    """Verify the whole chain once a day, and keep what was found; None where that is not due.
+    """Verify the whole chain once a day, after a failure once an hour, and keep what was found; None where that is not due.
 
     The caller writes length and head into its log, so that they are also where nobody who can change the database can.
     """
     async with connection(pool) as conn:
         newest = await queries.newest_audit_check(conn)
-        if newest is not None and newest["age_s"] < CHECK_EVERY_S:
+        if newest is not None and newest["age_s"] < (CHECK_EVERY_S if newest["ok"] else CHECK_AGAIN_S):
             return None
         async with conn.transaction(isolation="repeatable_read"):
             if not await queries.may_check(conn, key=LOCK_KEY + 2):
                 return None  # another worker is at it
             found = await verify(conn)
-            await queries.save_audit_check(
-                conn,
-                ok=found["ok"],
-                length=found["length"],
-                hash=bytes.fromhex(found["head"]),
-                problems=found["problem_count"],
-                body=ENCODER.encode(found),
-            )
+            await save_check(conn, found)
     return found
+
+
+async def save_check(conn: Connection, found: Document) -> None:
+    """Keep what a verification found: later ones compare the chain with it, and alerts go by the newest."""
+    await queries.save_audit_check(
+        conn,
+        ok=found["ok"],
+        length=found["length"],
+        hash=bytes.fromhex(found["head"]),
+        problems=found["problem_count"],
+        body=ENCODER.encode(found),
+    )

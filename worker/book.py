@@ -19,7 +19,7 @@ from handlers.payments import Contest, Payment, payments_of
 from worker.accounts import Books, load_books
 from worker.db import Connection, queries
 from worker.judging import Court, is_ours
-from worker.reading import Document, acts_by_decision, amount_of, decision_document, decoded, fetch
+from worker.reading import Document, acts_by_decision, amount_of, decision_document, decoded, evidence_of, fetch
 
 BEGUN = ("sending", "sent")
 MANY_FACTS = 300
@@ -191,7 +191,7 @@ def decided(decision: Decision) -> Document:
         "amount": amount_of(decision.amount),
         "original": decision.original,
         "duplicate": decision.duplicate,
-        "evidence": [msgspec.to_builtins(evidence) for evidence in decision.evidence],
+        "evidence": evidence_of(decision),
     }
 
 
@@ -232,7 +232,7 @@ def _denied(book: Book, court: Court, payment: Payment, decision: Decision | Non
         reason += " It is on a test clock, which is left alone (FINALSALE_TEST_CLOCKS)."
     if terms.agreement:
         reason += f" (agreement: {terms.agreement})"
-    evidence = [msgspec.to_builtins(e) for e in decision.evidence] if decision else []
+    evidence = evidence_of(decision) if decision else []
     return {
         "verdict": "deny",
         "clause": clause,

@@ -419,7 +419,11 @@ def approve(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say yes: the prepared actions become due at once. Above the two-person limit a second name has to say yes too."""
+    """Say yes: the prepared actions become due at once. Above the two-person limit a second name has to say yes too.
+
+    As soon as there are operators, both names are those of operators who may decide. The rule tells people apart by name, and
+    here a name is what is typed: it does not stop whoever holds the database's password, or the tokens of two operators.
+    """
     from worker.jobs import read_policy
 
     async def act(desk: Desk) -> Any:

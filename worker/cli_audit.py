@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from rich.progress import Progress
 from worker import audit, reading, show
 from worker.audit_export import export as write_export
 from worker.audit_export import read_digest
+from worker.db import connect_pool, transaction
 from worker.desk import Desk, ask
 from worker.errors import FinalsaleError
 from worker.options import Json, Limit
@@ -68,11 +69,12 @@ def verify(
 
     Exits 0 where all is as it was, 1 where something was changed (and says where), 2 where it could not look. What was cut off at
     the end together with its rows is seen only by an earlier state: the worker writes one into its log every day (audit.head).
+    What is found is kept, so that the alert of a broken chain goes as soon as it is whole again (not with --against).
     """
     try:
         digests = [read_digest(against)] if against is not None else []
         with _bar() as advance:
-            found = ask(lambda d: audit.verify(d.conn, against=digests, progress=advance))
+            found = ask(lambda d: _verified(d, digests, advance))
     except (FinalsaleError, asyncpg.PostgresError, OSError) as error:
         sentence = (
             str(error) if isinstance(error, FinalsaleError) else f"The chain cannot be read ({type(error).__name__})."
@@ -87,6 +89,22 @@ def verify(
     else:
         _page(found)
     return 0 if found["ok"] else BROKEN
+
+
+async def _verified(
+    desk: Desk, against: Sequence[audit.Digest], advance: Callable[[int, int], None]
+) -> reading.Document:
+    found = await audit.verify(desk.conn, against=against, progress=advance)
+    if not against:
+        # the desk's own transaction only reads; a role that may not keep it leaves that to the workers
+        with suppress(asyncpg.InsufficientPrivilegeError):
+            pool = await connect_pool(desk.settings.database_dsn(), role="cli", max_size=1)
+            try:
+                async with transaction(pool) as conn:
+                    await audit.save_check(conn, found)
+            finally:
+                pool.terminate()
+    return found
 
 
 @audit_app.command
@@ -129,6 +147,8 @@ def _page(found: reading.Document) -> None:
         if found["problem_count"] > len(found["problems"]):
             show.say(f"  and {found['problem_count'] - len(found['problems'])} more.")
     show.say(f"head {found['length']}:{found['head']}")
+    if found["erased"]:
+        show.say(f"Words of {found['erased']} rows were erased on request; the rows are as they were otherwise.")
     if found["pending"]:
         show.say(f"{found['pending']} rows wait to be chained; a worker does it every second.")
     if found["not_yet_chained"]:

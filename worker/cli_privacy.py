@@ -25,13 +25,16 @@ def erase(
     by: By,
     reason: Note,
     linked: Annotated[bool, Parameter(help="Also all customers that are the same person.")] = False,
-    notes: Annotated[bool, Parameter(help="Also what operators noted on their decisions.")] = False,
+    notes: Annotated[
+        bool, Parameter(help="Also what operators wrote about them: notes, and reasons of what they did.")
+    ] = False,
     confirm: Annotated[bool, Parameter(help="Do it; without this nothing is changed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Erase a customer's personal data: hashes of e-mails, cards, metadata, cases' words, and the payloads of events.
 
     Decisions, refunds, credits and the audit chain stay; they name ids and amounts only. Refused while something is not over.
+    Needs the privileges of the tables' owner (the role that `finalsale migrate` runs as).
     Delete the customer at Stripe first: what Stripe still has is told again, and is kept without personal fields.
     It cannot be undone. Without --confirm it only says what would go.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from handlers.account import Severity
 from handlers.decisions import Money
 from reconcile.findings import What
 from reconcile.report import MoneyRow
+from worker.audit_pace import Pace
 from worker.db import Connection, queries
 from worker.endpoint import reads_version
 from worker.nightly import NAME as NIGHTS
@@ -21,7 +23,7 @@ from worker.stripe_gateway import API_VERSION
 
 MINUTE, HOUR = 60.0, 3600.0
 SINGLY = 20
-"""So many of one kind are an alert each; more are one alert together, for nobody reads them one by one."""
+"""So many of one kind are an alert each; what comes beyond is one alert together, for nobody reads them one by one."""
 COUNTED = 1000
 """Nothing is counted further than this: the sentence then says `at least`."""
 COUNTED_WAITING = 10_000
@@ -32,6 +34,8 @@ QUARANTINE_CRITICAL_S = 24 * HOUR
 BACKLOG_WARNING_S, BACKLOG_CRITICAL_S = 2 * MINUTE, 10 * MINUTE
 NIGHT_LATE_S, NIGHT_CRITICAL_S = 2 * HOUR, 24 * HOUR
 RECENT_EVENTS = 500
+COMMITS_WITHIN = timedelta(minutes=10)
+"""A decision is dated when its transaction began; it is seen when that committed, later than others that began after it."""
 
 
 class Holding(NamedTuple):
@@ -46,15 +50,18 @@ class Holding(NamedTuple):
     """'' where it is about no single customer."""
     subject: str
     sentence: str
+    many: int = 1
+    """How much it is that is told together; when that has grown much since people were told, they are told again."""
 
 
 class Memory:
     """What one look may leave to the next one of the same process, so that nothing is read twice."""
 
     def __init__(self) -> None:
-        self.reports: dict[str, tuple[str, str]] = {}
-        """Of the last report that was opened, by realm: the run and what of its money does not close ('' where it does)."""
+        self.reports: dict[str, tuple[str, str, int]] = {}
+        """Of the last report that was opened, by realm: the run, what of its money does not close ('' where it does), how much."""
         self.oldest_review_at: datetime | None = None
+        self.chain = Pace()
 
 
 class Here(NamedTuple):
@@ -89,32 +96,64 @@ def _and_more(ids: Sequence[str], count: int) -> str:
     return ", ".join(ids) + (f" and {_many(count - len(ids))} more" if count > len(ids) else "")
 
 
+async def _open(here: Here, *kinds: str) -> set[tuple[str, str]]:
+    """Realm and cause of the open alerts of these kinds."""
+    rows = await fetch(here.conn, queries.open_of_kinds, realms=here.realms, kinds=list(kinds))
+    return {(row["realm"], row["cause"]) for row in rows}
+
+
+def _singly(
+    causes: Iterable[tuple[str, str]], count: int, together: tuple[str, str], told: AbstractSet[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    """Which of `count` causes are an alert each: all of a few, of many those that are told of one by one already (`told`).
+
+    Once some are told `together`, they are so until half as many are left: nobody shall hear of them in turns.
+    """
+    few = count <= (SINGLY // 2 if together in told else SINGLY)
+    return set(causes) if few else set(causes) & told
+
+
 # refunds -----------------------------------------------------------------------------------------------------------------
+
+REFUNDS_IN_TROUBLE = frozenset({"refund_failed", "refunds_failed", "refund_in_doubt", "refunds_in_doubt"})
 
 
 async def refunds_in_trouble(here: Here) -> list[Holding]:
     """Actions that Stripe refused, that failed later, or of which nobody knows whether they were carried out."""
     rows = await fetch(here.conn, queries.troubled_actions, realms=here.realms, most=COUNTED)
+    told = await _open(here, *REFUNDS_IN_TROUBLE)
     found: list[Holding] = []
     for kind, in_doubt in (("refund_failed", False), ("refund_in_doubt", True)):
         mine = [row for row in rows if row["in_doubt"] == in_doubt]
         for realm in here.realms:
-            found += _trouble(kind, realm, [row for row in mine if row["realm"] == realm])
+            found += _trouble(kind, realm, [row for row in mine if row["realm"] == realm], told)
     return found
 
 
-def _trouble(kind: str, realm: str, rows: Sequence[asyncpg.Record]) -> list[Holding]:
-    if len(rows) > SINGLY:
-        said = "failed" if kind == "refund_failed" else "are in doubt: Stripe's answer never came"
-        names = _and_more([row["id"] for row in rows[:3]], len(rows))
-        sentence = f"{_many(len(rows))} steps of refunds {said}, the oldest since {said_at(_since(rows[0]))}: {names}. `finalsale review list`"
-        return [Holding(realm, f"{kind}:all", kind, Severity.CRITICAL, "", "actions", sentence)]
-    return [
-        Holding(
-            realm, f"{kind}:{row['id']}", kind, _severity_of(kind, row), row["customer"], row["id"], _told(kind, row)
-        )
+def _trouble(
+    kind: str, realm: str, rows: Sequence[asyncpg.Record], told: AbstractSet[tuple[str, str]]
+) -> list[Holding]:
+    kind_of_many, said = (
+        ("refunds_failed", "were not carried out")
+        if kind == "refund_failed"
+        else ("refunds_in_doubt", "are in doubt: Stripe's answer never came")
+    )
+    causes = {row["id"]: (realm, f"{kind}:{row['id']}") for row in rows}
+    singly = _singly(causes.values(), len(rows), (realm, f"{kind_of_many}:all"), told)
+    found = [
+        Holding(*causes[row["id"]], kind, _severity_of(kind, row), row["customer"], row["id"], _told(kind, row))
         for row in rows
+        if causes[row["id"]] in singly
     ]
+    if rest := [row for row in rows if causes[row["id"]] not in singly]:
+        names = _and_more([row["id"] for row in rest[:3]], len(rest))
+        sentence = (
+            f"{_many(len(rest))} {'more ' if singly else ''}steps of refunds {said}, the oldest since {said_at(_since(rest[0]))}: "
+            f"{names}. `finalsale refunds list` shows them, `finalsale review list` those that a person decides."
+        )
+        all_ = (realm, f"{kind_of_many}:all", kind_of_many, Severity.CRITICAL, "", "refunds", sentence)
+        found.append(Holding(*all_, len(rest)))
+    return found
 
 
 def _severity_of(kind: str, row: asyncpg.Record) -> Severity:
@@ -160,6 +199,7 @@ async def limits_reached(here: Here) -> list[Holding]:
             f"The policy's limit {'of a day' if row['of_day'] else 'per refund'} holds {_many(row['refunds'])} refunds of "
             f"{Money(row['minor'], row['currency'])} together back, since {said_at(row['since'])}: {_and_more(row['ids'], row['refunds'])}. "
             "They wait for a person: `finalsale review list`",
+            row["refunds"],
         )
         for row in rows
     ]
@@ -182,25 +222,21 @@ async def paused_too_long(here: Here) -> list[Holding]:
 
 
 async def reviews_waiting(here: Here) -> list[Holding]:
-    """Decisions that wait for a person since an hour, four, or a day; more than SINGLY of them are one alert."""
+    """Decisions that wait for a person since an hour, four, or a day; those beyond SINGLY are one alert."""
     memory = here.memory
-    memory.oldest_review_at = await queries.oldest_review(
-        here.conn, realms=here.realms, from_at=memory.oldest_review_at
-    )
-    asked = {"realms": here.realms, "oldest_at": memory.oldest_review_at, "most": SINGLY + 1}
-    rows = await fetch(here.conn, queries.late_reviews, **asked)
-    if len(rows) > SINGLY:
-        oldest = rows[0]
-        sentence = (
-            f"{oldest['waiting']:,} decisions wait for a person, the oldest ({oldest['id']}) since {said_at(oldest['since'])}. "
-            "`finalsale review list` shows them."
-        )
-        severity = _severity_by_age(oldest["age_s"])
-        return [Holding(here.realms[0], "reviews_waiting:all", "reviews_waiting", severity, "", "reviews", sentence)]
-    return [
+    since = memory.oldest_review_at and memory.oldest_review_at - COMMITS_WITHIN
+    memory.oldest_review_at = await queries.oldest_review(here.conn, realms=here.realms, from_at=since)
+    told = await _open(here, "review_waiting", "reviews_waiting")
+    asked = {"oldest_at": memory.oldest_review_at, "told": sorted(f"{realm} {cause}" for realm, cause in told)}
+    rows = await fetch(here.conn, queries.late_reviews, realms=here.realms, most=len(told) + SINGLY + 1, **asked)
+    if not rows:
+        return []
+    waiting, together = rows[0]["waiting"], (here.realms[0], "reviews_waiting:all")
+    causes = {row["id"]: (row["realm"], f"review_waiting:{row['subject']}") for row in rows}
+    singly = _singly(causes.values(), waiting, together, told)
+    found = [
         Holding(
-            row["realm"],
-            f"review_waiting:{row['subject']}",
+            *causes[row["id"]],
             "review_waiting",
             _severity_by_age(row["age_s"]),
             row["customer"],
@@ -208,7 +244,17 @@ async def reviews_waiting(here: Here) -> list[Holding]:
             _asked(row),
         )
         for row in rows
+        if causes[row["id"]] in singly
     ]
+    if rest := [row for row in rows if causes[row["id"]] not in singly]:
+        oldest, count = rest[0], waiting - len(found)
+        sentence = (
+            f"{count:,} {'more ' if found else ''}decisions wait for a person, the oldest ({oldest['id']}) since "
+            f"{said_at(oldest['since'])}. `finalsale review list` shows them."
+        )
+        severity = _severity_by_age(oldest["age_s"])
+        found.append(Holding(*together, "reviews_waiting", severity, "", "reviews", sentence, count))
+    return found
 
 
 def _asked(row: asyncpg.Record) -> str:
@@ -242,7 +288,7 @@ async def events_in_trouble(here: Here) -> list[Holding]:
             f"({row['error'] or 'no reason was kept'}). `finalsale events show {row['ids'][0]}` shows one, "
             f"`finalsale events replay --state {row['state']}` tries them all again."
         )
-        found.append(Holding(row["realm"], f"{kind}:inbox", kind, severity, "", "inbox", sentence))
+        found.append(Holding(row["realm"], f"{kind}:inbox", kind, severity, "", "inbox", sentence, row["events"]))
     return found
 
 
@@ -309,23 +355,24 @@ async def books_open(here: Here) -> list[Holding]:
     found = []
     for row in await fetch(here.conn, queries.last_nights_done, realms=here.realms):
         run, realm = row["id"], row["realm"]
-        if here.memory.reports.get(realm, ("", ""))[0] != run:
+        if realm not in here.memory.reports or here.memory.reports[realm][0] != run:
             report = await queries.report_of_night(here.conn, id=run)
-            here.memory.reports[realm] = run, _unexplained(msgspec.json.decode(report or b"{}", type=_Told))
-        if open_ := here.memory.reports[realm][1]:
+            here.memory.reports[realm] = (run, *_unexplained(msgspec.json.decode(report or b"{}", type=_Told)))
+        _, open_, much = here.memory.reports[realm]
+        if open_:
             sentence = f"The books do not close by {run}: {open_}. `finalsale runs show {run}` names the objects."
-            found.append(
-                Holding(realm, "books_do_not_close:money", "books_do_not_close", Severity.CRITICAL, "", run, sentence)
-            )
+            told = ("books_do_not_close", Severity.CRITICAL, "", run, sentence, much)
+            found.append(Holding(realm, "books_do_not_close:money", *told))
     return found
 
 
-def _unexplained(told: _Told) -> str:
+def _unexplained(told: _Told) -> tuple[str, int]:
+    """What does not close, in words, and how much it is: minor units of all currencies and refunds, only to see it grow."""
     left = [(row, row.residual_minor - row.explained_minor) for row in told.money]
     said = [f"{Money(minor, row.currency)} of {row.kind}s is explained by nothing" for row, minor in left if minor]
     if differing := told.found.get(What.REFUND_DIFFERS, 0):
         said.append(f"{differing} refunds at Stripe are not what was sent")
-    return "; ".join(said)
+    return "; ".join(said), sum(abs(minor) for _, minor in left) + differing
 
 
 # workers -----------------------------------------------------------------------------------------------------------------
@@ -360,7 +407,7 @@ def _unreplaced(silent: Sequence[asyncpg.Record], alive: Iterable[asyncpg.Record
 
 
 CONDITIONS: tuple[Condition, ...] = (
-    Condition(frozenset({"refund_failed", "refund_in_doubt"}), 0, refunds_in_trouble),
+    Condition(REFUNDS_IN_TROUBLE, 0, refunds_in_trouble),
     Condition(frozenset({"refund_limit"}), 0, limits_reached),
     Condition(frozenset({"refunds_paused"}), 0, paused_too_long),
     Condition(frozenset({"review_waiting", "reviews_waiting"}), MINUTE, reviews_waiting),

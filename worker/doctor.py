@@ -55,6 +55,7 @@ CHECKS: tuple[Placed, ...] = (
     Placed(doctor_books.nightly_run, True),
     Placed(doctor_books.gaps, True),
     Placed(doctor_place.alert_routes),
+    Placed(doctor_books.alerts_told, True),
     Placed(doctor_place.app_webhook),
     Placed(doctor_books.notices, True),
     Placed(doctor_place.console_address),

@@ -344,6 +344,18 @@ async def retention(d: Deployment) -> list[Check]:
     return [ok(name, f"Payloads older than {days} days are gone.")]
 
 
+async def alerts_told(d: Deployment) -> list[Check]:
+    """Whether what people are to be told gets through to them."""
+    name = "alerts told"
+    if d.books is None:
+        return [unseen(name, d.no_books)]
+    failed = await d.books.fetch(queries.failed_routes.sql, [d.settings.mode])
+    if failed:
+        remedy = "`finalsale alerts routes` and `finalsale alerts test` say what is wrong with each route."
+        return [fail(name, row["sentence"], remedy) for row in failed]
+    return [ok(name, "No route is known to be dead.")]
+
+
 async def notices(d: Deployment) -> list[Check]:
     """Whether the merchant's app takes what it is told."""
     name = "notices to the app"

@@ -3,7 +3,8 @@
 The roles are cut by what a break-in would give away. A `web` process stands in the open: it can add events, and neither read nor
 change one that is there. A `worker` decides and sends, and can rewrite nothing that was decided. The console shows everything
 and writes what people do. Nobody but the owner of the tables, whom no process uses, can switch off the triggers that keep the
-append-only tables append-only.
+append-only tables append-only. The functions of the chain run as the owner, so only the owner may hang them on a table, and no
+process may make one of its own, not even a temporary one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ TABLES: dict[str, Access] = {
         "select, update (state, attempts, next_at, error, settled_at)",  # events replay
     ),
     "objects": Access(_S, _ISU, _S),
-    "links": Access(_S, _IS, _S),
+    "links": Access(
+        _S, "insert, select, delete", _S
+    ),  # a guest's go when the guest turns out to be somebody who was erased
     "lookups": Access("select (state)", _ISU, _S),
     "gaps": Access("", _ISU, _S),
     "retention": Access("", _ISU, _S),
@@ -83,13 +86,14 @@ TABLES: dict[str, Access] = {
     ),
     "operators": Access("", "", _ISU),
     "operator_tokens": Access("", "", _ISU),
-    "console_sessions": Access("", "", _ISUD),
+    "console_sessions": Access("", "delete, select (hash, ends_at)", _ISUD),  # pruned when they are over
     "operator_acts": Access(_I, _IS, _IS),
     # who is told
-    "alerts": Access("select (realm, severity, kind, resolved_at)", _ISU, _ISU),
-    "alert_messages": Access("", _ISU, _S),
-    "alert_tellings": Access("", _ISU, _S),
-    "signals": Access("", _ISUD, _S),
+    # a web process tells while no worker is alive, and sees for it what the alerts say: ids and amounts
+    "alerts": Access(_ISU, _ISU, _ISU),
+    "alert_messages": Access(_ISU, _ISUD, _ISU),
+    "alert_tellings": Access(_ISU, _ISUD, _ISU),
+    "signals": Access(_ISUD, _ISUD, _S),  # what its deliveries carry and its clock says
     # the chain: triggers of the owner's queue what anybody writes, a worker chains it and verifies it
     "audit_queue": Access("select (number)", "insert, select, delete", _S),
     "audit_texts": Access("", _S, ""),
@@ -97,6 +101,7 @@ TABLES: dict[str, Access] = {
     "audit_backfill": Access("", "select, update, delete", _S),
     "audit_checks": Access("", _IS, _S),
     "audit_sources": Access("", _S, _S),
+    "audit_unexplained": Access("", _S, _S),
     "policy_versions": Access("", _IS, _S),
     # the processes and the nights
     "workers": Access("select (role, seen_at, detail)", _ISUD, _S),
@@ -130,6 +135,7 @@ def statements() -> list[str]:
         "revoke create on schema public from public",
         f"grant usage, create on schema public to {OWNER}",
         _own(),
+        _chain(),
         *(line for role in (WEB, WORKER, CONSOLE) for line in _of_role(role)),
         _maintain(),
     ]
@@ -165,6 +171,19 @@ def _own() -> str:
         f"        and relname in ({relations}) loop",
         f"        execute format('alter table %s owner to {OWNER}', thing);",
         "    end loop;",
+        "end $$",
+    )
+    return "\n".join(lines)
+
+
+def _chain() -> str:
+    """What runs as the owner is the owner's alone, and nobody makes a table to hang it on."""
+    lines = (
+        "do $$ declare thing text; begin",
+        "    for thing in select oid::regprocedure from pg_proc where pronamespace = 'public'::regnamespace and prosecdef loop",
+        f"        execute format('revoke execute on routine %s from public, {WEB}, {WORKER}, {CONSOLE}', thing);",
+        "    end loop;",
+        f"    execute format('revoke temporary on database %I from public, {WEB}, {WORKER}, {CONSOLE}', current_database());",
         "end $$",
     )
     return "\n".join(lines)

@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -29,8 +29,9 @@ from arq.worker import Worker, func
 from handlers.customer import AnyFact, decode_known
 from handlers.terms import SHIPPED_POLICY, Policy, PolicyInvalid, load_policy
 from worker import audit, errors, tracing
-from worker.alert_routes import Route, routes_of
+from worker.alert_routes import Route
 from worker.alerts import AlertSender
+from worker.audit_pace import Place
 from worker.cases import alert_cases
 from worker.db import Pool, connect_pool, connection, queries, transaction
 from worker.db.migrations import KNOWN_REVISIONS
@@ -59,6 +60,7 @@ BEAT_S = 10.0
 NOTICES_S = 1.0
 CASES_S = 60.0
 VIGIL_S = 12.0
+POLICY_S = 60.0
 ALERTS_S = 1.0
 RETENTION_S = 600.0
 AUDIT_S = 1.0
@@ -97,8 +99,10 @@ class WorkerProcess:
         self.settings = settings
         self.court = court_of(settings)
         self.id = uuid.uuid4()
+        self._place = Place()
         self.bell, self.work, self.stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.rung = False
+        self._policy_kept = False
         self.gateway = StripeGateway(settings)
         self.performer: Performer | None = None
         self.settled = 0
@@ -121,21 +125,21 @@ class WorkerProcess:
             self.settings.database_dsn(),
             role="worker",
             min_size=2,
-            max_size=14,
+            max_size=24,  # as many as there are loops: one that waits for a lock keeps no other from its turn
             statement_timeout_s=20,
             lock_timeout_s=15,
         )
         self.use(pool)
         self.notices = NoticeSender(self.pool, self.settings)
         self.vigil = Vigil(self.pool, self.settings, self.gateway)
-        self.alerts = AlertSender(self.pool, self.settings, await asyncio.to_thread(routes_of, self.settings))
+        self.alerts = AlertSender(self.pool, self.settings)
         log.info(
             "worker.started",
             mode=self.settings.mode,
             refunds=self.settings.refunds,
             policy=self.court.policy.version[-1].id,
         )
-        await self._keep_policy()
+        await self._policy_once()
         await self._carefully_first()
         await self._beat_once()
         loops = [
@@ -149,8 +153,11 @@ class WorkerProcess:
             self._loop("audit", self._chain_once, None, AUDIT_S),
             self._loop("audit check", self._verify_once, None, AUDIT_LOOK_S),
             self._loop("vigil", self.vigil.look, None, VIGIL_S),
+            self._loop("vigil at Stripe", partial(self._unless_stopping, self.vigil.ask), None, VIGIL_S),
+            self._loop("policy", self._policy_once, None, POLICY_S),
+            self._loop("alert routes", partial(self._unless_stopping, self.alerts.check), None, VIGIL_S),
             self._loop("alerts", self.alerts.plan, None, ALERTS_S),
-            *(self._loop(f"alerts {r.name}", partial(self._alerts_once, r), None, ALERTS_S) for r in self.alerts.routes),
+            *(self._loop(f"alerts {r.name}", partial(self._alerts_once, r), None, ALERTS_S) for r in self.alerts.set),
             self._loop("metrics", self._flush_once, None, FLUSH_S),
             self._loop("retention", self._prune_once, None, RETENTION_S),
             self._listen(),
@@ -288,13 +295,18 @@ class WorkerProcess:
             await queries.beat(conn, id=self.id, role="worker", detail=detail)
 
     async def _nightly_once(self) -> None:
-        """A run that is under way when the process is told to stop is let go at once: the next one goes on where it was."""
-        running = asyncio.create_task(run_if_due(self.pool, self.gateway, self.settings, self.court))
+        """A run that is under way when the process is told to stop is gone on with by the next one, where it was."""
+        await self._unless_stopping(lambda: run_if_due(self.pool, self.gateway, self.settings, self.court))
+
+    async def _unless_stopping(self, once: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Let it go at once when the process is told to stop."""
+        running = asyncio.create_task(once())
         stop = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait((running, stop), return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not running.done():
-            running.cancel()
+        try:
+            await asyncio.wait((running, stop), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            running.cancel()  # nothing where it is done
         with suppress(asyncio.CancelledError):
             await running
 
@@ -310,6 +322,16 @@ class WorkerProcess:
         async with transaction(self.pool) as conn:
             await alert_cases(conn)
 
+    async def _policy_once(self) -> None:
+        """Keep the policy in use where nobody can change it. Work does not wait for it: the schema may be the previous one still."""
+        if self._policy_kept:
+            return
+        try:
+            await self._keep_policy()
+            self._policy_kept = True
+        except (DatabaseUnavailable, asyncpg.PostgresError, OSError) as error:
+            log.warning("policy.not_kept", error=type(error).__name__, again_s=POLICY_S)
+
     async def _keep_policy(self) -> None:
         path = self.settings.policy or SHIPPED_POLICY
         body = await asyncio.to_thread(path.read_bytes)
@@ -320,10 +342,13 @@ class WorkerProcess:
                 log.info("policy.new", versions=versions, sha256=hashlib.sha256(body).hexdigest())
 
     async def _chain_once(self) -> None:
-        while not self.stopping.is_set() and await audit.append_pending(self.pool):
+        while not self.stopping.is_set() and await audit.append_pending(self.pool, place=self._place):
             pass
 
     async def _verify_once(self) -> None:
+        await self._unless_stopping(self._verify)
+
+    async def _verify(self) -> None:
         if (found := await audit.check_if_due(self.pool)) is not None:
             say = log.info if found["ok"] else log.error
             say("audit.head", ok=found["ok"], length=found["length"], hash=found["head"], problems=found["problem_count"])

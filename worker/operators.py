@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import secrets
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ from worker.reading import fetch
 
 DEFAULT_OVERLAP = timedelta(hours=24)
 MAX_NAME = 60
+LAST_ADMIN_LIFETIME = timedelta(days=1)
+"""What a new token of the only admin lasts at least."""
 
 Document = dict[str, Any]
 
@@ -57,20 +61,43 @@ class OperatorInvalid(Permanent):
     error_code = "operator_invalid"
 
 
+# U+2800 is no ignorable, but as blank as they are
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Unicode's Default_Ignorable_Code_Point: what a font shows nothing for."""
+_ALPHABETS = frozenset({"LATIN", "CYRILLIC", "GREEK", "COPTIC", "ARMENIAN", "CHEROKEE"})
+"""Those whose letters look like each other's (UTS 39)."""
+
+
 # names, roles, secrets -----------------------------------------------------------------------------------------------------
 
 
 def checked_name(name: str) -> str:
     """An operator's name on one line; it stands beside everything that is done with it. Raises OperatorInvalid."""
-    told = " ".join(name.split())
-    if not told or len(told) > MAX_NAME or not told.isprintable():
+    told = unicodedata.normalize("NFC", " ".join(name.split()))
+    if not told or len(told) > MAX_NAME or not told.isprintable() or _UNSEEN.search(told):
         raise OperatorInvalid(f"An operator's name is 1 to {MAX_NAME} printable characters.")
+    letters = (char for char in unicodedata.normalize("NFKC", told) if char.isalpha())
+    if len(_ALPHABETS.intersection(unicodedata.name(char, "").partition(" ")[0] for char in letters)) > 1:
+        raise OperatorInvalid(
+            "An operator's name has letters of one alphabet: those of two can look like another name."
+        )
     return told
 
 
 def folded(name: str) -> str:
-    """What two names have in common that mean one person: the two-person rule compares them so."""
-    return " ".join(name.split()).casefold()
+    """What two names have in common that mean one person: the two-person rule compares them so.
+
+    Unicode's NFKC_Casefold without what nobody sees: "José" is one name however it is encoded. Repeated until nothing changes,
+    since folding can undo what normalizing did.
+    """
+    before, told = None, name
+    while told != before:
+        before, told = told, _UNSEEN.sub("", unicodedata.normalize("NFKC", told).casefold())
+        told = " ".join(unicodedata.normalize("NFKC", told).split())
+    return told
 
 
 def role_of(word: str) -> Role:
@@ -85,6 +112,14 @@ def split_token(token: str) -> tuple[str, str] | None:
     """The public and the secret part of `fso_<public>_<secret>`, or None where it is no token of ours."""
     told = _TOKEN(token.strip())
     return (told[1], told[2]) if told else None
+
+
+def sieve_of(secret: str) -> bytes:
+    """32 bits of a hash of the secret part, kept beside its argon2id hash: what they do not fit is wrong, at no price.
+
+    224 of the secret's 256 bits stay unknown to whoever reads them.
+    """
+    return hashlib.sha256(secret.encode()).digest()[:4]
 
 
 async def hash_of(secret: str) -> str:
@@ -201,10 +236,12 @@ async def rotate(
 ) -> Document:
     """A new token for an operator; the others end after `overlap` (DEFAULT_OVERLAP) and with them their sessions.
 
-    Raises OperatorInvalid.
+    Raises OperatorInvalid, also where it is the last admin's and would end within LAST_ADMIN_LIFETIME.
     """
     giver = checked_name(by)
     row = await _locked(conn, name)
+    if lifetime is not None and lifetime < LAST_ADMIN_LIFETIME:
+        await _keep_an_admin(conn, row)
     old = await fetch(
         conn, queries.end_operator_tokens, name=row["name"], overlap=DEFAULT_OVERLAP if overlap is None else overlap
     )
@@ -224,10 +261,17 @@ async def rotate(
 
 
 async def revoke(conn: Connection, token_id: str, *, by: str, via: str = "cli") -> Document:
-    """Refuse a token from now on, and end its sessions. Raises OperatorInvalid where it is not valid."""
+    """Refuse a token from now on, and end its sessions.
+
+    Raises OperatorInvalid where it is not valid, and where no admin could sign in any more.
+    """
     giver = checked_name(by)
     split = split_token(token_id)  # whoever pastes the whole token means this one
     id_ = split[0] if split else token_id.strip()
+    await queries.lock_operators(conn)
+    holder = await queries.find_operator_token(conn, id=id_)
+    if holder is not None:
+        await _keep_an_admin(conn, holder, token=id_)
     row = await queries.revoke_operator_token(conn, id=id_) if re.fullmatch("[0-9a-f]{8}", id_) else None
     if row is None:
         raise OperatorInvalid("No token that could be revoked has this id: see `finalsale operator list`.")
@@ -235,6 +279,12 @@ async def revoke(conn: Connection, token_id: str, *, by: str, via: str = "cli") 
         conn, audit.EVERYWHERE, by=giver, via=via, act="operator.revoke", subject=row["operator"], before={"token": id_}
     )
     return {"id": id_, "name": row["operator"], "revoked_at": row["revoked_at"]}
+
+
+async def known_to_decide(conn: Connection, name: str) -> bool:
+    """Whether the name is one of an active operator who may decide. True as long as there are no operators at all."""
+    row = await queries.operator_who_decides(conn, folded=folded(name))
+    return bool(row["is_one"] or not row["are_known"])
 
 
 async def _locked(conn: Connection, name: str) -> asyncpg.Record:
@@ -246,18 +296,28 @@ async def _locked(conn: Connection, name: str) -> asyncpg.Record:
     return row
 
 
-async def _keep_an_admin(conn: Connection, row: asyncpg.Record) -> None:
-    if row["role"] == Role.ADMIN and await queries.count_admins(conn) <= 1:
-        raise OperatorInvalid(f"{row['name']} is the last admin: make another one first.")
+async def _keep_an_admin(conn: Connection, row: asyncpg.Record, token: str = "") -> None:
+    """Refuse what would leave no admin who can sign in; with `token` the admin stays, and only this token goes."""
+    if row["role"] != Role.ADMIN:
+        return
+    if not await queries.count_admins_besides(conn, operator="" if token else row["name"], token=token):
+        instead = ", or rotate the token with an overlap of 0m" if token else ""
+        raise OperatorInvalid(f"{row['name']} is the last admin who can sign in: make another one first{instead}.")
 
 
 async def _new_token(conn: Connection, name: str, by: str, lifetime: timedelta | None) -> Document:
-    if lifetime is not None and not lifetime:
+    if lifetime is not None and lifetime <= timedelta(0):
         raise OperatorInvalid("A token that expires at once is of no use: give it more time.")
     public, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     expires_at = None if lifetime is None else datetime.now(UTC) + lifetime
     await queries.add_operator_token(
-        conn, id=public, operator=name, hash=await hash_of(secret), by=by, expires_at=expires_at
+        conn,
+        id=public,
+        operator=name,
+        hash=await hash_of(secret),
+        sieve=sieve_of(secret),
+        by=by,
+        expires_at=expires_at,
     )
     return {"id": public, "token": f"fso_{public}_{secret}", "expires_at": expires_at}
 

@@ -28,6 +28,40 @@ WORKER_SILENT_AFTER = timedelta(seconds=45)
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAX_DAYS_BACK = 36_500
 
+# Fields of Stripe's objects that name, reach or describe a person, open something to whoever has the link, or are free text.
+_PRIVATE_ENDS = (
+    *(
+        "_address",
+        "_description",
+        "_email",
+        "_fingerprint",
+        "_holder",
+        "_ip",
+        "_last4",
+        "_name",
+        "_pdf",
+        "_phone",
+        "_secret",
+    ),
+    *("_shipping", "_signature", "_tax_ids", "_url"),
+)
+_PRIVATE_AT_STRIPE = frozenset(
+    {
+        *(
+            "account_number",
+            "bank_account",
+            "business_profile",
+            "buyer_id",
+            "client_reference_id",
+            "collected_information",
+        ),
+        *("comment", "company", "custom_fields", "description", "dob", "evidence", "fingerprint", "footer", "iban"),
+        *("id_number", "individual", "mandate_options", "memo", "message", "next_action", "note", "payer_id"),
+        *("routing_number", "sort_code", "ssn_last_4", "tax_id", "tax_ids", "text", "tracking_number", "url"),
+        *("user_agent", "vat_id"),
+    }
+)
+
 
 class NotFound(Permanent):
     """Nothing in the books has this id; the message says where to look."""
@@ -106,6 +140,14 @@ def action_story(row: asyncpg.Record) -> Document:
     }
 
 
+def evidence_of(decision: Decision) -> list[Document]:
+    """What a decision rests on, as documents show it: an app may use e-mail addresses as ids of persons and orders."""
+    return [
+        {name: masked(said) for name, said in msgspec.structs.asdict(evidence).items()}
+        for evidence in decision.evidence
+    ]
+
+
 def decision_document(row: asyncpg.Record, actions: Iterable[asyncpg.Record]) -> Document:
     """One decision in the form that other programs rely on."""
     decision = decoded(row)
@@ -121,7 +163,7 @@ def decision_document(row: asyncpg.Record, actions: Iterable[asyncpg.Record]) ->
         "amount": amount_of(decision.amount),
         "original": decision.original,
         "duplicate": decision.duplicate,
-        "evidence": [msgspec.to_builtins(evidence) for evidence in decision.evidence],
+        "evidence": evidence_of(decision),
         "decided_at": row["decided_at"],
         "revision": row["revision"],
         "actions": [action_document(action) for action in actions],
@@ -215,22 +257,31 @@ def _event_document(row: asyncpg.Record) -> Document:
     return {"id": row["event_id"], **{name: row[name] for name in names}, "next_at": row["next_at"]}
 
 
-def without_personal_data(value: Any) -> Any:
-    """The same tree with personal fields, e-mail addresses, card numbers and secrets masked."""
+def without_personal_data(value: Any, *, kept: frozenset[str] = frozenset()) -> Any:
+    """The same tree with personal fields, e-mail addresses, card numbers, links and secrets masked, but for the fields `kept`.
+
+    Ids, amounts, states, times and enums stay readable, and so do the keys of metadata.
+    """
     match value:
         case dict():
-            return {
-                masked(str(key)): "[private]"
-                if key in _PRIVATE_KEYS and inner is not None
-                else without_personal_data(inner)
-                for key, inner in value.items()
-            }
+            return {masked(str(key)): _without(str(key), inner, kept) for key, inner in value.items()}
         case list():
-            return [without_personal_data(inner) for inner in value]
+            return [without_personal_data(inner, kept=kept) for inner in value]
         case str():
             return masked(value)
         case _:
             return value
+
+
+def _without(key: str, value: Any, kept: frozenset[str]) -> Any:
+    if value is None or isinstance(value, bool) or key in kept:
+        return without_personal_data(value)
+    if isinstance(value, dict) and key.endswith("metadata"):
+        return {masked(str(name)): "[private]" for name in value}
+    if key == "url" and isinstance(value, str) and value.startswith("/v1/"):
+        return value  # where a list of Stripe's goes on
+    personal = key in _PRIVATE_KEYS or key in _PRIVATE_AT_STRIPE or key.endswith(_PRIVATE_ENDS)
+    return "[private]" if personal and value not in ("", [], {}) else without_personal_data(value, kept=kept)
 
 
 async def status(conn: Connection, realms: Sequence[str], settings: Settings, policy: Policy) -> Document:
@@ -272,6 +323,7 @@ async def status(conn: Connection, realms: Sequence[str], settings: Settings, po
         ],
         **await _accounts(conn, here),
         "alerts_are_told": settings.alert_urls is not None,
+        "alert_routes_failed": [row["subject"] for row in await fetch(conn, queries.failed_routes, **here)],
         "workers": [
             {
                 **{name: row[name] for name in ("role", "detail", "started_at", "seen_at")},

@@ -21,6 +21,7 @@ from worker import audit
 from worker.db import Connection, queries
 from worker.errors import Permanent
 from worker.judging import action_id
+from worker.operators import folded, known_to_decide
 from worker.reading import (
     Document,
     NotFound,
@@ -202,8 +203,7 @@ async def approve(
     paid_at = (await _paid_at(conn, [case.realm], [case.decision.duplicate or ""])).get(case.decision.duplicate or "")
     sums = _refund_sums(action for action in open_ if action["kind"] == "refund")
     names, persons = _fresh_names(case, open_), 2 if _needs_two(policy, case.decision, sums, paid_at) else 1
-    if any(_same_name(name, other) for other in names):
-        raise ActRefused(f"{name} has approved {case.id} already; it needs a second person, with another name.")
+    await _refuse_as_second(conn, case, name, names, known=persons > 1 and via == "cli")
     names.append(name)
     await queries.save_act(conn, decision_id=case.id, act="approve", by_name=name, note=said_why(note))
     planned = []
@@ -417,6 +417,17 @@ def _refuse_if_rejected(case: Case) -> None:
         raise ActRefused(f"{case.id} was rejected by {said['by']} on {said['at']:%Y-%m-%d %H:%M} UTC already.")
 
 
+async def _refuse_as_second(conn: Connection, case: Case, name: str, names: Sequence[str], *, known: bool) -> None:
+    """One person is not two; with `known` a name has to be one of an operator, where there are operators."""
+    if any(_same_name(name, other) for other in names):
+        raise ActRefused(f"{name} has approved {case.id} already; it needs a second person, with another name.")
+    if known and not await known_to_decide(conn, name):
+        raise ActRefused(
+            f"{case.id} needs two people, and {name} is no operator who may decide: say --by with the name of one, "
+            "as `finalsale operator list` shows it, or approve it in the console."
+        )
+
+
 def _refuse_second_sending(case: Case, open_: Sequence[asyncpg.Record]) -> None:
     """What Stripe was asked for once is asked for again only where it made nothing of it and the decision still wants the same."""
     wanted = {(str(s.kind), s.subject): s.amount for s in case.decision.prepared}
@@ -507,7 +518,7 @@ def _state_of_things(case: Case) -> str:
 
 
 def _same_name(one: str, other: str) -> bool:
-    return " ".join(one.split()).casefold() == " ".join(other.split()).casefold()
+    return folded(one) == folded(other)
 
 
 def named(by: str) -> str:

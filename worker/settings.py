@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     app_webhook_secret: SecretStr | None = Field(default=None, validation_alias=_named("FINALSALE_APP_WEBHOOK_SECRET"))
     api_tokens: SecretStr | None = Field(default=None, validation_alias=_named("FINALSALE_API_TOKENS"))
 
+    metrics_token: SecretStr | None = Field(default=None, validation_alias=_named("FINALSALE_METRICS_TOKEN"))
+
     public_url: str | None = Field(default=None, validation_alias=_named("FINALSALE_PUBLIC_URL"))
     console: Literal["on", "off", "only"] = Field(default="on", validation_alias=_named("FINALSALE_CONSOLE"))
     console_url: str | None = Field(default=None, validation_alias=_named("FINALSALE_CONSOLE_URL"))

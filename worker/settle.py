@@ -282,7 +282,8 @@ async def _save(
                     await queries.erase_links(connection, realm=realm, customers=[id_])
             files.by_customer[customer][id_] = folded
         references = (*folded.references(), None, None)
-        row = (customer, references[0], references[1], folded.as_of, body, *projected(folded if whole is None else whole))
+        beside = projected(folded if whole is None else whole)
+        row = (customer, references[0], references[1], folded.as_of, body, *beside)
         if known is None:
             new.append((id_, str(type(folded).__struct_config__.tag), *row))
         else:

@@ -148,6 +148,8 @@ def _accounts(document: Document) -> list[tuple[str, object]]:
     kinds = [f"{row['kind']}: {credits_in_words(row)}, {row['remaining']} remaining" for row in document["credits"]]
     more = "" if not any(alerts.values()) else ": finalsale alerts list"
     told = "" if document["alerts_are_told"] else " (FINALSALE_ALERT_URLS is not set: nobody is told)"
+    if failed := document["alert_routes_failed"]:
+        told += f" (nothing gets through over {', '.join(failed)}: finalsale alerts routes)"
     return [
         ("standing", f"{standing['flagged']} flagged, {standing['suspended']} suspended"),
         ("chargebacks", f"{open_['open']} open, {open_['waiting']} wait for a person{deadline}"),

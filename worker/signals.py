@@ -5,11 +5,11 @@ Each is kept as a row of `signals`, so that whichever worker holds the vigil can
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,14 +21,15 @@ from handlers.account import Severity
 from worker.conditions import HOUR, MINUTE, Here, Holding, said_at
 from worker.db import Connection, Pool, connection, queries
 from worker.endpoint import State, check_endpoint
-from worker.errors import StripeRefused, StripeUnavailable
+from worker.errors import DatabaseUnavailable, StripeRefused, StripeUnavailable
 from worker.reading import fetch
 from worker.settings import Settings
 from worker.stripe_gateway import StripeGateway, ahead_s
 
-CLOCK, EVENTS, ENDPOINT, SECRET_ALONE, SECRET_PARTIAL = (
+CLOCK, EVENTS, EVENTS_UNREAD, ENDPOINT, SECRET_ALONE, SECRET_PARTIAL = (
     "clock",
     "events at Stripe",
+    "events unread",
     "endpoint",
     "secret alone",
     "secret partial",
@@ -40,6 +41,8 @@ SILENT_AFTER_S = 10 * MINUTE
 """Without an event for so long, Stripe is asked whether it has any; what is younger there may still be on its way."""
 ASK_EVENTS_EVERY_S = 5 * MINUTE
 ASK_ENDPOINT_EVERY_S, ASK_ENDPOINT_AGAIN_S = HOUR, 5 * MINUTE
+ASK_WITHIN_S = 12.0
+"""So long one question may take, with all its tries."""
 NEWEST = 100
 ROLL_LASTS_S = 26 * HOUR
 """Stripe keeps a rolled secret valid for 24 hours at most (docs.stripe.com/webhooks#roll-endpoint-secrets)."""
@@ -84,12 +87,10 @@ class _Events(msgspec.Struct):
 
 
 class Clocks:
-    """This machine's clock against Postgres's and, by the answers that come anyway, against Stripe's."""
+    """A process's clock against Postgres's and, by the answers that come anyway, against Stripe's."""
 
-    def __init__(self, settings: Settings, gateway: StripeGateway) -> None:
-        self._place = socket.gethostname()
-        # a rehearsal's Stripe lives in a time of its own
-        self._gateway = None if settings.test_clocks and settings.mode == "test" else gateway
+    def __init__(self, place: str, gateway: StripeGateway | None = None) -> None:
+        self._place, self._gateway = place, gateway
         self._told = True
 
     async def look(self, conn: Connection) -> None:
@@ -97,8 +98,13 @@ class Clocks:
         before = time.time()
         there: datetime = await queries.clock(conn)
         skews = [Skew("Postgres's", ahead_s(before, there.timestamp(), time.time()))]
-        if self._gateway is not None and self._gateway.ahead_s is not None:
-            skews.append(Skew("Stripe's", self._gateway.ahead_s))
+        stripes = self._gateway
+        if (
+            stripes is not None
+            and stripes.ahead_s is not None
+            and time.monotonic() - stripes.ahead_at < CLOCK_FORGOTTEN_S
+        ):
+            skews.append(Skew("Stripe's", stripes.ahead_s))
         worst = max(skews, key=lambda skew: abs(skew.seconds))
         if abs(worst.seconds) >= CLOCK_WARNS_S:
             await queries.save_signal(conn, name=CLOCK, place=self._place, detail=msgspec.json.encode(worst).decode())
@@ -112,44 +118,76 @@ class Clocks:
 
 
 async def ask_stripe(pool: Pool, gateway: StripeGateway, settings: Settings) -> None:
-    """Whether events are there that never came, where it is silent; hourly, whether the endpoint is right. One worker asks.
+    """Whether events are there that never came, where it is silent; hourly, whether the endpoint is right and events may be read.
 
-    What cannot be read is known no better than before. Raises DatabaseUnavailable.
+    One worker asks. What cannot be read is known no better than before. Raises DatabaseUnavailable.
     """
     if not gateway.connected:
         return
     async with connection(pool) as conn:
         seen = {row["name"]: row for row in await fetch(conn, queries.signals_seen)}
         quiet_s = await queries.last_received(conn)
-        again_s = ASK_ENDPOINT_AGAIN_S if ENDPOINT in seen and seen[ENDPOINT]["detail"] else ASK_ENDPOINT_EVERY_S
+        troubled = EVENTS_UNREAD in seen or (ENDPOINT in seen and seen[ENDPOINT]["detail"])
+        again_s = ASK_ENDPOINT_AGAIN_S if troubled else ASK_ENDPOINT_EVERY_S
         endpoint = bool(await queries.take_look(conn, name=ENDPOINT, every_s=again_s))
         is_quiet = quiet_s is None or quiet_s >= SILENT_AFTER_S
         events = is_quiet and bool(await queries.take_look(conn, name=EVENTS, every_s=ASK_EVENTS_EVERY_S))
         if not is_quiet and EVENTS in seen and seen[EVENTS]["detail"]:
             await queries.save_signal(conn, name=EVENTS, place="", detail="")
+    if endpoint:
+        await _ask(_may_read_events(pool, gateway))
+        await _ask(_troubles(pool, gateway, settings))
+    if events:
+        await _ask(_unheard(pool, gateway))
+
+
+async def _ask(question: Awaitable[None]) -> None:
+    """One question to Stripe that keeps its answer; one that fails, whatever the reason, keeps no other from being asked."""
     try:
-        if endpoint:
-            await _ask(pool, ENDPOINT, await _troubles(gateway, settings))
-        if events:
-            await _ask(pool, EVENTS, await _unheard(pool, gateway))
-    except (StripeRefused, StripeUnavailable, msgspec.ValidationError) as error:
+        async with asyncio.timeout(ASK_WITHIN_S):
+            await question
+    except DatabaseUnavailable:
+        raise
+    except (StripeRefused, StripeUnavailable, TimeoutError) as error:
         log.warning("vigil.unanswered", error=type(error).__name__)
+    except Exception as error:
+        log.error("vigil.unanswered", error=type(error).__name__, exc_info=error)
 
 
-async def _ask(pool: Pool, name: str, answer: Any) -> None:
+async def _save(pool: Pool, name: str, answer: Any) -> None:
     async with connection(pool) as conn:
-        await queries.save_signal(
-            conn, name=name, place="", detail=msgspec.json.encode(answer).decode() if answer else ""
-        )
+        detail = msgspec.json.encode(answer).decode() if answer else ""
+        await queries.save_signal(conn, name=name, place="", detail=detail)
 
 
-async def _troubles(gateway: StripeGateway, settings: Settings) -> list[Trouble]:
+async def _may_read_events(pool: Pool, gateway: StripeGateway) -> None:
+    """Without that permission silence looks like a day on which nothing happens."""
+    try:
+        await gateway.document("/v1/events", {"limit": 1})
+    except StripeRefused as refused:
+        if refused.status not in (401, 403):
+            raise
+        await _save(pool, EVENTS_UNREAD, refused.status)
+        return
+    async with connection(pool) as conn:
+        await queries.drop_signal(conn, name=EVENTS_UNREAD, place="*")
+
+
+async def _troubles(pool: Pool, gateway: StripeGateway, settings: Settings) -> None:
     """What fails, not what should only be better; an endpoint that cannot be read is the doctor's matter."""
     checks = await check_endpoint(gateway, settings)
-    return [Trouble(check.name, check.detail, check.remedy) for check in checks if check.state is State.FAIL]
+    if [check.state for check in checks] == [State.WARN]:  # it could not be read
+        return
+    failing = [Trouble(check.name, check.detail, check.remedy) for check in checks if check.state is State.FAIL]
+    await _save(pool, ENDPOINT, failing)
 
 
-async def _unheard(pool: Pool, gateway: StripeGateway) -> Unheard | None:
+async def _unheard(pool: Pool, gateway: StripeGateway) -> None:
+    """Keep the answer of `_newest_unheard`."""
+    await _save(pool, EVENTS, await _newest_unheard(pool, gateway))
+
+
+async def _newest_unheard(pool: Pool, gateway: StripeGateway) -> Unheard | None:
     """The newest event of a type that we read, older than what may be on its way and younger than this deployment."""
     _body, now_s = await gateway.document("/v1/events", {"limit": 1})
     async with connection(pool) as conn:
@@ -197,18 +235,24 @@ class Signatures:
             self._seen.add((SECRET_PARTIAL, self._names[place]))
 
     async def keep(self, conn: Connection) -> None:
-        """Write down what was seen since the last time."""
+        """Write down what was seen since the last time; what could not be written is kept for the next one."""
         seen, whole = self._seen, self._whole
         self._seen, self._whole = set(), False
-        for name, place in sorted(seen):
-            await queries.save_signal(conn, name=name, place=place, detail="")
-        if whole:
-            await queries.drop_signal(conn, name=SECRET_PARTIAL, place="*")
+        try:
+            for name, place in sorted(seen):
+                await queries.save_signal(conn, name=name, place=place, detail="")
+            if whole:
+                await queries.drop_signal(conn, name=SECRET_PARTIAL, place="*")
+        except BaseException:
+            self._seen, self._whole = self._seen | seen, self._whole or whole
+            raise
 
 
 # what they mean ----------------------------------------------------------------------------------------------------------
 
-KINDS_OF_SIGNALS = frozenset({"clock_skew", "intake_silent", "endpoint_misconfigured", "secret_expiring"})
+KINDS_OF_SIGNALS = frozenset(
+    {"clock_skew", "intake_silent", "intake_unseen", "endpoint_misconfigured", "secret_expiring"}
+)
 
 
 async def of_signals(here: Here, *, tolerance_s: float) -> list[Holding]:
@@ -219,7 +263,8 @@ async def of_signals(here: Here, *, tolerance_s: float) -> list[Holding]:
     for row in rows:
         by_name.setdefault(row["name"], []).append(row)
     found = [_clock(realm, row, tolerance_s) for row in by_name.get(CLOCK, ()) if row["age_s"] < CLOCK_FORGOTTEN_S]
-    found += [_endpoint(realm, row) for row in by_name.get(ENDPOINT, ()) if row["detail"]]
+    found += [each for row in by_name.get(ENDPOINT, ()) if row["detail"] for each in _endpoint(realm, row)]
+    found += [_unseen(realm, row) for row in by_name.get(EVENTS_UNREAD, ())]
     for row in by_name.get(EVENTS, ()):
         if row["detail"] and (unheard := await _still_unheard(conn, row)):
             found.append(_silent(realm, row, unheard))
@@ -240,18 +285,30 @@ def _clock(realm: str, row: Any, tolerance_s: float) -> Holding:
     return Holding(realm, f"clock_skew:{row['place']}", "clock_skew", severity, "", row["place"], sentence)
 
 
-def _endpoint(realm: str, row: Any) -> Holding:
-    troubles = msgspec.json.decode(row["detail"], type=list[Trouble])
-    said = " ".join(f"{trouble.detail} {trouble.remedy}" for trouble in troubles)
-    return Holding(
-        realm,
-        "endpoint_misconfigured:endpoint",
-        "endpoint_misconfigured",
-        Severity.CRITICAL,
-        "",
-        "endpoint",
-        f"Stripe does not tell everything that the rules need, as seen at {said_at(row['seen_at'])}. {said}",
+def _endpoint(realm: str, row: Any) -> list[Holding]:
+    """One for each check that fails: who acknowledged one of them hears of the next."""
+    said = f"Stripe does not tell everything that the rules need, as seen at {said_at(row['seen_at'])}."
+    kind = "endpoint_misconfigured"
+    return [
+        Holding(
+            realm,
+            f"{kind}:{trouble.name.replace(' ', '_')}",
+            kind,
+            Severity.CRITICAL,
+            "",
+            "endpoint",
+            f"{said} {trouble.detail} {trouble.remedy}",
+        )
+        for trouble in msgspec.json.decode(row["detail"], type=list[Trouble])
+    ]
+
+
+def _unseen(realm: str, row: Any) -> Holding:
+    sentence = (
+        f"Stripe refused to list events ({row['detail']}), as seen since {said_at(row['since'])}: if they stop coming, finalsale cannot tell "
+        "that from a quiet day. Give the key read access to events; `finalsale doctor --recipe` shows the whole key."
     )
+    return Holding(realm, "intake_unseen:events", "intake_unseen", Severity.WARNING, "", "events", sentence)
 
 
 async def _still_unheard(conn: Connection, row: Any) -> Unheard | None:

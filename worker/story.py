@@ -36,6 +36,8 @@ from worker.timeline import timeline
 
 _RANK = {"refund": 0, "review": 1, "deny": 2, "none": 3}
 _HIDDEN = ("kind", "email_hash", "card_fingerprint")
+_COMPARED = frozenset(["metadata", "subscription_metadata", "client_reference_id"])
+"""What rules compare persons and orders by: whoever asks why needs the values."""
 
 
 # explain -----------------------------------------------------------------------------------------------------------------
@@ -84,6 +86,10 @@ async def event_story(conn: Connection, id_: str) -> tuple[Document, str | None]
     story = f"The {row['type']} of {row['created_at']:%Y-%m-%d %H:%M:%S} UTC arrived at {row['received_at']:%H:%M:%S} and is {row['state']}."
     if row["error"]:
         story += f" ({row['error']})"
+    names = ("type", "state", "attempts", "error", "created_at", "received_at", "settled_at", "realm", "api_version")
+    document = {"id": id_, "story": story, **{name: row[name] for name in names}, "payload_removed": not row["payload"]}
+    if not row["payload"]:
+        return document | {"story": f"{story} Its payload was removed, after the retention or on request."}, None
     try:
         told = parse_event(unpack(row["payload"]))
         subject = told.fact.id if told.fact is not None else told.hint.id if told.hint is not None else None
@@ -92,8 +98,7 @@ async def event_story(conn: Connection, id_: str) -> tuple[Document, str | None]
     else:
         if subject is None:
             story += " Nothing in the policy depends on this type."
-    names = ("type", "state", "attempts", "error", "created_at", "received_at", "settled_at", "realm", "api_version")
-    return {"id": id_, "story": story, **{name: row[name] for name in names}}, subject
+    return document | {"story": story}, subject
 
 
 def _told(book: Book, court: Court, fact: AnyFact, own: clauses.Kept) -> Document:
@@ -184,7 +189,7 @@ def _facts(fact: Fact) -> Document:
     """An object as we keep it, in Stripe's words, without what could name a person."""
     told = msgspec.to_builtins(fact)
     kept = {name: value for name, value in told.items() if name not in _HIDDEN}
-    masked: Document = without_personal_data(kept)
+    masked: Document = without_personal_data(kept, kept=_COMPARED)
     return masked
 
 

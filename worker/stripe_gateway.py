@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -149,6 +150,8 @@ class StripeGateway:
         self._client: stripe.StripeClient | None = None
         self.ahead_s: float | None = None
         """How far our clock was ahead of Stripe's at the last read (negative: behind), seconds; 0.0 within what can be told."""
+        self.ahead_at = -math.inf
+        """When that was, by time.monotonic(): a clock may have been put right since."""
 
     def _needs_key(self) -> None:
         if not self.connected:
@@ -319,7 +322,7 @@ class StripeGateway:
             if answer.status != 200:
                 raise _NoSuccess(answer.status, body)
             told = _stripe_clock(answer.headers)
-            self.ahead_s = ahead_s(began_ns / 1e9, told, time.time(), precision_s=1.0)
+            self.ahead_s, self.ahead_at = ahead_s(began_ns / 1e9, told, time.time(), precision_s=1.0), time.monotonic()
             return reader(body), told
         except _NoSuccess as failed:
             if failed.status == 429:

@@ -50,17 +50,22 @@ def trace_of(realm: str, name: str) -> tuple[int, int]:
 
 
 def start(process: str) -> None:
-    """Trace from now on, if a collector is named; `process` is `web` or `worker`."""
+    """Trace from now on, if a collector is named; `process` is `web` or `worker`. Goes on without where that cannot be begun."""
     global spans
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if off or not any(os.environ.get(name) for name in ENDPOINTS):
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        spans = Spans(process, OTLPSpanExporter())
     except ImportError:
         log.warning("tracing.missing", install="finalsale[tracing]")
         return
-    spans = Spans(process, OTLPSpanExporter())
+    except Exception as error:  # any OTEL_* setting may be wrong in any way, and money does not wait for traces
+        # not its words: headers of a collector are a password
+        log.error("tracing.failed", error=type(error).__name__, see="the OTEL_* settings; nothing is traced")
+        return
     log.info("tracing.started")
 
 

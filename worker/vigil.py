@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -25,27 +26,40 @@ NO_WORKER = (
 )
 NO_WORKER_CAUSE = "worker_silent:workers"
 
+SLOW = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+"""One statement took too long, or waited for somebody: that says nothing of the others."""
+BRIEFLY = "set local lock_timeout = '250ms'; set local statement_timeout = '1s'"
+
 log = structlog.get_logger()
 
 
 class WebVigil:
-    """What a web process sees: the signatures of its deliveries, and that no worker is there to hold the vigil."""
+    """What a web process sees: the signatures of its deliveries, its clock, and that no worker is there to hold the vigil."""
 
     def __init__(self, realm: str, signatures: Signatures) -> None:
         self._realm, self._signatures = realm, signatures
+        self._clocks = Clocks(f"web on {socket.gethostname()}")
         self._next = time.monotonic() + 2 * MINUTE  # whoever starts web before a worker is not told of it
 
     async def look(self, conn: Connection) -> None:
-        """Once a minute, however often it is called. A web process that may not write this takes events in all the same."""
+        """Once a minute, however often it is called. A web process that may not write this takes events in all the same.
+
+        Whoever holds a row that it writes keeps it for a moment only: the connection is that of the readiness.
+        """
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + MINUTE
         try:
-            await self._signatures.keep(conn)
-            await queries.raise_no_worker(conn, realm=self._realm, cause=NO_WORKER_CAUSE, sentence=NO_WORKER)
-        except asyncpg.InsufficientPrivilegeError as error:
+            for step in (self._signatures.keep, self._clocks.look, self._no_worker):
+                async with conn.transaction():
+                    await conn.execute(BRIEFLY)
+                    await step(conn)
+        except (asyncpg.InsufficientPrivilegeError, *SLOW) as error:
             log.warning("vigil.untold", error=type(error).__name__)
+
+    async def _no_worker(self, conn: Connection) -> None:
+        await queries.raise_no_worker(conn, realm=self._realm, cause=NO_WORKER_CAUSE, sentence=NO_WORKER)
 
 
 class Vigil:
@@ -53,14 +67,15 @@ class Vigil:
 
     def __init__(self, pool: Pool, settings: Settings, gateway: StripeGateway) -> None:
         self.pool, self.settings, self.gateway = pool, settings, gateway
-        self._clocks = Clocks(settings, gateway)
+        rehearsal = settings.test_clocks and settings.mode == "test"  # its Stripe lives in a time of its own
+        self._clocks = Clocks(socket.gethostname(), None if rehearsal else gateway)
         self._memory = Memory()
         self._next: dict[Condition, float] = {}
         seen = partial(of_signals, tolerance_s=settings.signature_tolerance_s)
         self._conditions = (*CONDITIONS, Condition(KINDS_OF_SIGNALS, 0, seen), CHAIN)
 
     async def look(self) -> int:
-        """One round: clocks, everything that is due, then what only Stripe knows. How many alerts changed; 0 where another looks.
+        """One round: clocks, and everything that is due. How many alerts changed; 0 where another looks.
 
         Raises DatabaseUnavailable.
         """
@@ -68,10 +83,11 @@ class Vigil:
             await self._clocks.look(conn)
         async with transaction(self.pool) as conn:
             held = not await conn.fetchval("select pg_try_advisory_xact_lock($1)", lock_number("vigil"))
-            changed = 0 if held else await self._round(conn)
-        if not held:
-            await ask_stripe(self.pool, self.gateway, self.settings)
-        return changed
+            return 0 if held else await self._round(conn)
+
+    async def ask(self) -> None:
+        """What only Stripe knows, for the next round: beside it, for Stripe may be slow. Raises DatabaseUnavailable."""
+        await ask_stripe(self.pool, self.gateway, self.settings)
 
     async def _round(self, conn: Connection) -> int:
         own = self.settings.realm(None)
@@ -99,24 +115,25 @@ async def _found(condition: Condition, here: Here) -> list[Holding] | None:
     try:
         async with here.conn.transaction():
             return await condition.find(here)
-    except UNAVAILABLE:
-        raise
     except Exception as error:
+        if isinstance(error, UNAVAILABLE) and not isinstance(error, SLOW):
+            raise
         log.error("vigil.failed", kinds=sorted(condition.kinds), error=type(error).__name__, exc_info=error)
         return None
 
 
-async def _chain_broken(here: Here) -> list[Holding]:
-    why = await audit.broken(here.conn)
-    if why is None:
-        return []
-    sentence = (
-        f"{why} `finalsale audit verify` says where; keep a copy of the database before anything else is changed."
-    )
-    return [Holding(here.realms[0], "audit_broken:chain", "audit_broken", Severity.CRITICAL, "", "chain", sentence)]
+async def _chain_in_trouble(here: Here) -> list[Holding]:
+    found = []
+    if late := here.memory.chain.late(await audit.head(here.conn), time.monotonic()):
+        late += " Nothing is lost; `finalsale status` shows who is at work."
+        found.append(Holding(here.realms[0], "audit_late:chain", "audit_late", Severity.WARNING, "", "chain", late))
+    if why := await audit.broken(here.conn):
+        why += " `finalsale audit verify` says where; keep a copy of the database before anything else is changed."
+        found.append(Holding(here.realms[0], "audit_broken:chain", "audit_broken", Severity.CRITICAL, "", "chain", why))
+    return found
 
 
-CHAIN = Condition(frozenset({"audit_broken"}), 3 * MINUTE, _chain_broken)
+CHAIN = Condition(frozenset({"audit_broken", "audit_late"}), 3 * MINUTE, _chain_in_trouble)
 
 
 async def settle_alerts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -19,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from worker import api, console, tracing
+from worker.alert_standin import AlertStandIn
 from worker.db import queries, session_settings
 from worker.db.migrations import current_revision, is_pending
 from worker.errors import FinalsaleError
@@ -41,6 +43,8 @@ LOOK_TIMEOUT_S = 5.0
 STALE_AFTER_S = 3.0  # Postgres counts as away when it was not seen for so long
 
 WEBHOOK_PATH = "/stripe/webhook"
+PROXIED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP", "Fly-Client-IP", "Via")
+"""Headers that a proxy adds: a request that has one came from outside."""
 
 Extend = Callable[[web.Application], None]
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -136,7 +140,9 @@ class _Exported(Collector):
             "Events waiting, counted up to FINALSALE_INTAKE_BACKLOG_LIMIT; from there on deliveries are answered 503.",
             value=self._watch.backlog,
         )
-        yield GaugeMetricFamily("finalsale_postgres_up", "1 while Postgres answers this process.", value=self._watch.postgres_there())
+        yield GaugeMetricFamily(
+            "finalsale_postgres_up", "1 while Postgres answers this process.", value=self._watch.postgres_there()
+        )
 
 
 class _Reporter:
@@ -155,9 +161,10 @@ class _Reporter:
 
 
 def create_app(
-    webhook: Webhook, watch: Watch, bell: Bell, redis_given: bool, registry: CollectorRegistry, *, intake: bool = True
+    webhook: Webhook, watch: Watch, bell: Bell, settings: Settings, registry: CollectorRegistry, *, intake: bool = True
 ) -> web.Application:
     """The routes that every web process has; without `intake` none that takes events in."""
+    redis_given = settings.redis_url is not None
 
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -173,7 +180,8 @@ def create_app(
         }
         return web.json_response(told, status=200 if told["ready"] else 503)
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def metrics(request: web.Request) -> web.Response:
+        _refuse_strangers(request, settings)
         return web.Response(
             body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
@@ -185,6 +193,22 @@ def create_app(
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     return app
+
+
+def _refuse_strangers(request: web.Request, settings: Settings) -> None:
+    """Metrics tell how much money goes back: they are for who asks this process itself, or has the token.
+
+    Raises HTTPNotFound towards the world behind a proxy, HTTPUnauthorized towards a neighbour without the token.
+    """
+    token = settings.metrics_token
+    if token is not None:
+        told = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if hmac.compare_digest(told, b"Bearer " + token.get_secret_value().encode()):
+            return
+    if any(name in request.headers for name in PROXIED):
+        raise web.HTTPNotFound
+    if token is not None:
+        raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
 
 
 class Listening(NamedTuple):
@@ -221,7 +245,7 @@ async def listening(
     exporter = Exporter(settings, grown, lambda: not watch.migrations_pending)
     registry.register(exporter)
     intake = settings.console != "only"
-    app = create_app(webhook, watch, bell, settings.redis_url is not None, registry, intake=intake)
+    app = create_app(webhook, watch, bell, settings, registry, intake=intake)
     if intake:
         api.mount(app, settings, registry)
     if settings.console != "off":
@@ -231,6 +255,7 @@ async def listening(
     report = _Reporter(webhook)
     watching = asyncio.create_task(watch.run(report), name="watch")
     exporting = asyncio.create_task(exporter.run(), name="metrics")
+    telling = asyncio.create_task(AlertStandIn(settings, lambda: not watch.migrations_pending).run(), name="alerts")
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -257,7 +282,7 @@ async def listening(
         await runner.cleanup()
         await webhook.close()
         await bell.close()
-        for task in (watching, exporting):
+        for task in (watching, exporting, telling):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task

@@ -389,10 +389,15 @@ async def test_an_event_is_shown_with_what_it_tells_of_and_personal_data_masked(
 async def test_an_event_whose_payload_is_gone_or_unreadable_is_still_shown(pool: Pool, console: Browser) -> None:
     await deliver(pool, "evt_gone", body=b"")
     await deliver(pool, "evt_noise", body=b"\xff\x00 no json", state="quarantined")
-    for id_ in ("evt_gone", "evt_noise"):
+    said = {
+        "evt_gone": "The event itself is not here any more",
+        "evt_noise": "The event itself is not shown: it is no JSON",
+    }
+    for id_, sentence in said.items():
         status, html = await console.get(f"/console/events/{id_}")
         assert (id_, status) == (id_, 200)
-        assert "The event itself is not shown" in words(html)
+        assert sentence in words(html)
+        assert ("Work on it again" in html) is (id_ == "evt_noise")
 
 
 async def test_a_dead_event_is_replayed_with_a_name(pool: Pool, console: Browser) -> None:

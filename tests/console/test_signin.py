@@ -288,9 +288,9 @@ async def test_behind_a_proxy_each_address_is_counted_and_what_the_sender_claims
 async def test_on_fly_the_address_is_the_one_that_its_proxy_names(browser: Make) -> None:
     """The last of X-Forwarded-For is the app's own address there."""
     one, own = await browser(), "66.241.125.7"
-    assert [await tried(one, X_Forwarded_For=f"198.51.100.{n}, {own}", Fly_Client_IP="203.0.113.7") for n in range(6)] == (
-        [401] * 5 + [429]
-    )
+    assert [
+        await tried(one, X_Forwarded_For=f"198.51.100.{n}, {own}", Fly_Client_IP="203.0.113.7") for n in range(6)
+    ] == ([401] * 5 + [429])
     assert await tried(one, X_Forwarded_For=f"198.51.100.1, {own}", Fly_Client_IP="203.0.113.8") == 401
 
 
@@ -363,7 +363,9 @@ async def test_how_often_somebody_guessed_and_was_throttled_is_logged_and_audite
         await one.sign_in(WRONG)
     written = [json.loads(line) for line in lines.getvalue().splitlines() if "console.signin_failed" in line]
     assert [(line["failures"], line["throttled"]) for line in written] == [(1, 0), (5, 1)], "at once where it begins"
-    rows = await pool.fetch("select convert_from(after, 'UTF8') as after from operator_acts where act = 'signin.failed'")
+    rows = await pool.fetch(
+        "select convert_from(after, 'UTF8') as after from operator_acts where act = 'signin.failed'"
+    )
     assert [json.loads(row["after"]) for row in rows] == [
         {"failures": 1, "throttled": 0},
         {"failures": 5, "throttled": 1},

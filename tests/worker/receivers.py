@@ -63,6 +63,8 @@ class Webhook:
         self.bodies: list[dict[str, Any]] = []
         self.requests: list[tuple[str, str]] = []
         self.answer: Callable[[], int] = lambda: 200
+        self.refuses = ""
+        """What it answers 400 to, for good."""
         self.slow_s = 0.0
         self.to = ""
         self.port = 0
@@ -80,7 +82,7 @@ class Webhook:
         self.requests.append((request.method, request.path))
         body = await request.json() if request.can_read_body else {}
         await asyncio.sleep(self.slow_s)
-        status = self.answer()
+        status = 400 if self.refuses and self.refuses in str(body) else self.answer()
         if status < 300:
             self.bodies.append(body)
         return web.Response(status=status, headers={"location": self.to} if self.to else None)

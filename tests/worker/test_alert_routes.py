@@ -211,7 +211,7 @@ async def test_a_message_reaches_mail_and_webhook_with_its_id() -> None:
 async def test_what_the_service_says_is_told_in_our_own_words() -> None:
     async with webhook() as hook:
         hook.answer = lambda: 401
-        assert await sent(hook.url) == Outcome(False, "the service answered 401")
+        assert await sent(hook.url) == Outcome(False, "the service answered 401", refused=True)
     silent = await sent(f"json://{HOST}:{closed_port()}/hunter2")
     assert silent == Outcome(False, "the service could not be reached or refused it")
 

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from pydantic import SecretStr
 
 from tests.worker.books import REALM, REALMS
 from tests.worker.receivers import HOST, Mailbox, Webhook, closed_port, mailbox, webhook
-from worker import alerts
+from worker import alert_routes, alerts
 from worker.alert_kinds import kind_of
-from worker.alert_routes import read_routes
+from worker.alert_message import CRITICAL_AN_HOUR, Lately, Telling, gathered
+from worker.alert_routes import near_of, read_routes
 from worker.alerts import ROUTE_FAILED, AlertSender, acknowledge
 from worker.db import Pool, columns, connection, queries, transaction
 from worker.jobs import WorkerProcess
@@ -80,7 +82,9 @@ class Told:
 async def telling(pool: Pool, *urls: str, **settings: Any) -> AsyncIterator[Told]:
     """A sender over these routes, on this test's database."""
     given = Settings(**{"alert_urls": SecretStr(" ".join(urls)), "alert_private_hosts": HOST, **settings})
-    yield Told(pool, AlertSender(pool, given, read_routes(given)))
+    sender = AlertSender(pool, given)
+    sender.routes, sender.near = read_routes(given), near_of(given)
+    yield Told(pool, sender)
 
 
 async def raise_(pool: Pool, *causes: str, severity: str = "critical", kind: str = "refund_failed") -> None:
@@ -190,11 +194,46 @@ async def test_routes_hear_of_their_severities_and_of_what_is_over_only_where_th
         await told.round()
     assert [(m.title.split()[2], "re_bad" in m.body) for m in mail.heard] == [
         ("critical:", True),
-        ("resolved:", True),
         ("critical,", False),
+        ("resolved:", True),
         ("resolved:", False),
     ]
     assert [(m.title.split()[2], "re_odd" in m.body) for m in hook.heard] == [("warning:", True), ("resolved:", True)]
+
+
+async def test_what_was_critical_for_long_and_is_over_before_anybody_was_told_is_told_once(
+    pool: Pool, hook: Webhook
+) -> None:
+    async with telling(pool, hook.url) as told:
+        await raise_(pool, "long", "short")
+        await pool.execute("update alerts set raised_at = now() - interval '20 minutes' where cause = 'long'")
+        await resolve(pool, "long", "short")
+        await told.round()
+        assert await told.round() == 0
+    assert [(m.title, "re_long" in m.body) for m in hook.heard] == [
+        ("[finalsale test] was critical: Refund failed", True)
+    ]
+    assert "It was so from 20" in hook.heard[0].body
+
+
+async def test_a_severity_that_fell_for_a_while_and_rises_again_is_told_and_reminded_of_again(
+    pool: Pool, hook: Webhook
+) -> None:
+    async with telling(pool, hook.url) as told:
+        await raise_(pool, "one")
+        for _ in range(3):
+            await told.round()
+            await told.passes(25 * HOUR)
+        await raise_(pool, "one", severity="warning")
+        await told.round()
+        await told.passes(HOUR)
+        await told.round()
+        before = len(hook.heard)
+        await raise_(pool, "one")
+        await told.round()
+        await told.passes(HOUR)
+        await told.round()
+    assert [m.title.split(":")[0][17:] for m in hook.heard[before:]] == ["critical, worse", "critical, still open"]
 
 
 async def test_without_routes_nothing_is_told_and_a_route_set_later_hears_what_is_open_then(
@@ -218,20 +257,61 @@ async def test_alerts_of_the_other_mode_are_not_ours_to_tell(pool: Pool, hook: W
 
 
 async def test_the_worker_process_tells_by_itself(settings: Settings, pool: Pool, hook: Webhook) -> None:
-    given = settings.model_copy(update={"alert_urls": SecretStr(hook.url), "alert_private_hosts": HOST})
-    worker = WorkerProcess(given)
+    """Though another route is set wrongly, which it tells of too."""
+    urls = SecretStr(f"{hook.url} nonsense://hunter2")
+    worker = WorkerProcess(settings.model_copy(update={"alert_urls": urls, "alert_private_hosts": HOST}))
     running = asyncio.create_task(worker.run())
-    await raise_(pool, "one")
+    await raise_(pool, "one", kind="chargeback")
     await pool.execute("update alerts set look_at = now()")
     try:
         async with asyncio.timeout(40):
-            while not hook.heard:
+            while len(hook.heard) < 2:
                 await asyncio.sleep(0.1)
+                await pool.execute("update alerts set look_at = now() where look_at < now() + interval '5 seconds'")
                 await pool.execute("update alert_tellings set made_at = now() - interval '10 seconds'")
     finally:
         worker.stop()
         await running
-    assert "critical: Refund failed" in hook.heard[0].title
+    assert {m.title for m in hook.heard} == {
+        "[finalsale test] critical: Chargeback",
+        "[finalsale test] critical: An alert route is dead",
+    }
+    assert "hunter2" not in str(hook.bodies)
+
+
+async def test_a_worker_that_is_told_to_stop_does_not_wait_for_the_check_of_its_routes(
+    settings: Settings, pool: Pool, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = [
+        sys.executable,
+        "-c",
+        "import time; time.sleep(30)",
+    ]  # in place of a library that hangs while it is loaded
+    monkeypatch.setattr(alert_routes, "_command", lambda: hanging)
+    worker, ready = WorkerProcess(settings.model_copy(update={"alert_urls": SecretStr(hook.url)})), asyncio.Event()
+    running = asyncio.create_task(worker.run(ready.set))
+    async with asyncio.timeout(30):
+        await ready.wait()
+        await asyncio.sleep(1)
+        began = time.monotonic()
+        worker.stop()
+        await running
+    assert time.monotonic() - began < 10
+
+
+async def test_a_route_whose_check_does_not_answer_is_used_and_one_that_is_right_again_is_over(
+    pool: Pool, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alert_routes, "CHECK_WITHIN_S", 0.001)
+    slow = AlertSender(pool, Settings(alert_urls=SecretStr(hook.url)))
+    await slow.check()
+    assert [route.url for route in slow.routes] == [hook.url]
+    monkeypatch.undo()
+    for private, wrong, open_ in ((None, 0, 1), (HOST, 1, 0)):  # its address is not public, and then allowed on purpose
+        sender = AlertSender(pool, Settings(alert_urls=SecretStr(hook.url), alert_private_hosts=private))
+        await sender.check()
+        assert len(sender.routes) == wrong
+        assert await pool.fetchval("select count(*) from alerts where resolved_at is null") == open_
 
 
 # together, and not too much ---------------------------------------------------------------------------------------------
@@ -280,6 +360,49 @@ async def test_a_route_over_its_hourly_limit_hears_what_is_critical_and_later_th
         await told.round()
     assert len(hook.heard) == 2
     assert all(f"re_w{n}" in hook.heard[1].body for n in (1, 2, 3, 4))
+
+
+async def test_what_is_critical_is_not_hidden_by_how_much_else_waits(pool: Pool, hook: Webhook) -> None:
+    async with telling(pool, hook.url) as told:
+        await pool.execute(
+            """insert into alert_messages (id, mode, route, severity, title, body, state)
+               select 'old' || n, 'test', $1, 'warning', '', '', 'sent' from generate_series(1, 30) n""",
+            told.sender.routes[0].name,
+        )
+        await raise_(pool, *(f"w{n}" for n in range(600)), severity="warning", kind="chargeback")
+        await told.passes(6)
+        await told.sender.plan()
+        await raise_(pool, "bad")
+        assert await told.round() == 1
+    assert ["re_bad" in m.body for m in hook.heard] == [True]
+
+
+def waits(cause: str, kind: str = "refund_failed", severity: str = "critical") -> Telling:
+    since = datetime.now(UTC)
+    return Telling(REALM, cause, 1, "raised", kind, severity, "", cause, "It failed.", since, 0, None, 10.0)
+
+
+def test_over_the_higher_limit_a_route_hears_a_digest_every_five_minutes_and_of_a_new_kind_at_once() -> None:
+    waiting = [waits("a"), waits("b"), waits("c", severity="warning")]
+    over = Lately(CRITICAL_AN_HOUR, 20.0, told=frozenset({"refund_failed"}))
+    assert gathered(waiting, over) == []
+    assert gathered(waiting, over._replace(last_s=301.0)) == [waiting[:2]]
+    new = waits("d", kind="audit_broken")
+    assert gathered([*waiting, new], over) == [[*waiting[:2], new]]
+
+
+async def test_a_storm_is_one_message_with_a_count_when_it_comes_and_when_it_is_over(pool: Pool, hook: Webhook) -> None:
+    causes = [f"c{n:04}" for n in range(1200)]
+    async with telling(pool, hook.url) as told:
+        await raise_(pool, *causes)
+        await told.round()
+        await resolve(pool, *causes)
+        await told.round()
+    assert [m.title for m in hook.heard] == [
+        "[finalsale test] critical: 1200 alerts (1200 Refund failed)",
+        "[finalsale test] resolved: 1200 alerts (1200 resolved)",
+    ]
+    assert "and 680 others." in hook.heard[1].body
 
 
 # until somebody has it --------------------------------------------------------------------------------------------------
@@ -334,6 +457,29 @@ async def test_acknowledging_stops_the_reminders_until_it_grows_worse_or_comes_b
     ]
 
 
+async def test_who_had_it_has_it_no_more_when_it_comes_back_after_people_heard_that_it_was_over(
+    pool: Pool, hook: Webhook
+) -> None:
+    async with telling(pool, hook.url) as told:
+        await raise_(pool, "one")
+        await told.round()
+        async with transaction(pool) as conn:
+            await acknowledge(conn, REALMS, "one", "ada")
+        await resolve(pool, "one")
+        await told.round()
+        await told.passes(5 * MINUTE)
+        await raise_(pool, "one")
+        await told.round()
+        await told.passes(HOUR)
+        await told.round()
+    assert [m.title.split(":")[0][17:] for m in hook.heard] == [
+        "critical",
+        "resolved",
+        "critical",
+        "critical, still open",
+    ]
+
+
 async def test_an_acknowledged_warning_that_becomes_critical_is_told_and_reminded_of(pool: Pool, hook: Webhook) -> None:
     async with telling(pool, hook.url) as told:
         await raise_(pool, "one", severity="warning")
@@ -362,13 +508,13 @@ async def test_a_sender_killed_after_the_receiver_answered_sends_again_under_the
         await told.sender.plan()
         script = """
             import asyncio
-            from worker.alert_routes import read_routes
             from worker.alerts import AlertSender
             from worker.db import connect_pool
             from worker.settings import read_settings
             async def main():
                 settings = read_settings()
-                sender = AlertSender(await connect_pool(settings.database_dsn(), role="test"), settings, read_routes(settings))
+                sender = AlertSender(await connect_pool(settings.database_dsn(), role="test"), settings)
+                await sender.check()
                 await sender.send_due(sender.routes[0])
             asyncio.run(main())
         """
@@ -439,6 +585,59 @@ async def test_a_dead_route_waits_longer_each_time_and_hears_all_it_missed_in_on
         await told.round()
     assert ["re_one" in m.body for m in mail.heard] == [True, False]
     assert all(f"re_more{n}" in mail.heard[1].body for n in range(4))
+
+
+async def test_a_message_that_is_refused_for_what_it_says_is_told_in_short_and_what_is_critical_goes_past_it(
+    pool: Pool, hook: Webhook
+) -> None:
+    hook.refuses = "re_poison"
+    async with telling(pool, hook.url) as told:
+        await raise_(pool, "poison", severity="warning")
+        await told.round()
+        await raise_(pool, "boom")
+        await told.round()
+        assert [m.title for m in hook.heard] == ["[finalsale test] critical: Refund failed"]
+        for _ in range(2):
+            await told.passes(MINUTE)
+            await told.send()
+        assert [m.title for m in hook.heard[1:]] == ["[finalsale test] warning: 1 alert, told in short"]
+        await raise_(pool, "next", severity="warning")
+        await told.round()
+        assert "re_next" in hook.heard[2].body
+        async with connection(pool) as conn:
+            (route,) = await alerts.routes_state(conn, told.sender.settings, told.sender.routes)
+        assert (route["sent"], route["waiting"], route["failed"]) == (3, 0, 1)
+        assert route["error"] == "the service answered 400"
+
+
+async def test_a_service_that_refuses_even_what_says_nothing_is_a_dead_route(pool: Pool, hook: Webhook) -> None:
+    hook.answer = lambda: 401
+    async with telling(pool, hook.url) as told:
+        await raise_(pool, "one")
+        await told.round()
+        for _ in range(2):
+            await pool.execute("update alert_messages set refusals = 2")
+            await told.passes(HOUR / 2)
+            await told.send()
+        async with connection(pool) as conn:
+            (failed,) = await conn.fetch(queries.failed_routes.sql, REALMS)
+        assert "the service answered 401" in failed["sentence"]
+
+
+async def test_what_was_overtaken_is_not_told_afterwards_as_if_it_were_news(pool: Pool, hook: Webhook) -> None:
+    async with telling(pool, hook.url) as told:
+        await raise_(pool, "one", "two", severity="warning")
+        hook.answer = lambda: 503
+        await told.round()
+        hook.answer = lambda: 200
+        await raise_(pool, "one")
+        await told.round()
+        await told.passes(2 * MINUTE)
+        await told.round()
+    assert [("re_one" in m.body, "re_two" in m.body, m.title.split()[2]) for m in hook.heard] == [
+        (True, False, "critical,"),
+        (False, True, "warning:"),
+    ]
 
 
 async def test_after_two_hours_the_other_routes_hear_that_a_route_is_dead_and_that_it_works_again(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,9 +13,11 @@ from tests.worker.merchant import Merchant, merchant, policy_with
 from tests.worker.receivers import mailbox, webhook
 from tests.worker.test_alerts import Told, telling
 from tests.worker.test_audit import tamper, written
+from tests.worker.test_nightly import night
 from tests.worker.test_vigil import NEW, OLD, URL, beat, deliveries, later, look, night_with
-from worker import conditions, review
+from worker import cases, conditions, review
 from worker.alert_kinds import KINDS
+from worker.alerts import acknowledge
 from worker.db import Pool, connection, queries, transaction
 from worker.settings import Settings
 
@@ -104,13 +107,15 @@ async def waits(m: Merchant) -> str:
     return charge
 
 
-async def many_wait(m: Merchant) -> list[str]:
-    return [await waits(m) for _ in range(conditions.SINGLY + 1)]
+async def many_wait(m: Merchant) -> None:
+    for _ in range(conditions.SINGLY + 1):
+        await waits(m)
 
 
-async def all_rejected(m: Merchant, charges: list[str]) -> None:
-    for charge in charges:
-        await rejected(m, charge)
+async def all_rejected(m: Merchant, _: None) -> None:
+    asking = "select distinct decision_subject from actions where state in ('proposed', 'review')"
+    for row in await m.pool.fetch(asking):
+        await rejected(m, row["decision_subject"])
 
 
 def disputed(**how: Any) -> Callable[[Merchant], Awaitable[Obj]]:
@@ -258,7 +263,52 @@ async def worker_replaced(m: Merchant, _: None) -> None:
     await beat(m.pool, "there pid 3", 4, 0)
 
 
+async def asked_for_help(m: Merchant, due_in: timedelta) -> str:
+    """A support request, an hour before its answer is late, or after."""
+    request = {"email": "ada@example.com", "date": "2026-01-31", "description": "I was charged and know not why"}
+    async with transaction(m.pool) as conn:
+        case = await cases.open_case(conn, m.court.policy, "test", cases.read_request(request), by="app")
+    await m.pool.execute("update cases set alert_at = now() - interval '1 minute', due_at = now() + $1", due_in)
+    await look_at_cases(m)
+    return str(case["id"])
+
+
+async def nearly_due(m: Merchant) -> str:
+    return await asked_for_help(m, timedelta(hours=1))
+
+
+async def overdue(m: Merchant) -> str:
+    return await asked_for_help(m, timedelta(hours=-1))
+
+
+async def look_at_cases(m: Merchant) -> None:
+    async with transaction(m.pool) as conn:
+        await cases.alert_cases(conn)
+
+
+async def answered(m: Merchant, case: str) -> None:
+    async with transaction(m.pool) as conn:
+        await cases.close(conn, ["test"], case, by="Ann", text="answered on the phone")
+    await look_at_cases(m)
+
+
+async def night_stopped(m: Merchant) -> None:
+    m.fault({"kind": "502_before", "rate": 1.0, "path": "/v1/charges", "method": "GET"})
+    (report,) = await night(m.settings, m.pool, m.sandbox)
+    assert report.exit == 2
+
+
+async def night_taken_up(m: Merchant, _: None) -> None:
+    m.fault()
+    await m.pool.execute("update schedule_runs set started_at = started_at - interval '11 minutes'")
+    (report,) = await night(m.settings, m.pool, m.sandbox)
+    assert report.unread_total == 0
+
+
 CAUSES = {
+    "case_near_due": Cause(nearly_due, answered),
+    "case_overdue": Cause(overdue, answered),
+    "nightly_incomplete": Cause(night_stopped, night_taken_up),
     "charge_after_cancellation": Cause(charged_after_the_end, rejected),
     "out_of_policy_refund": Cause(refunded_by_hand, noted),
     "refund_failed": Cause(refund_failed, rejected),
@@ -293,13 +343,14 @@ DEPLOYED: dict[str, dict[str, Any]] = {
     "reviews_waiting": {"refunds": "review"},
 }
 ELSEWHERE = {
+    "refunds_failed": "tests/worker/test_vigil.py",
+    "refunds_in_doubt": "tests/worker/test_vigil.py",
+    "intake_unseen": "tests/worker/test_vigil.py",
     "proration_after_cancellation": "tests/handlers/test_cancellations.py",
     "refunded_by_hand": "tests/handlers/test_out_of_policy.py",
     "unknown_status": "tests/handlers/test_chargebacks.py",
-    "case_near_due": "tests/worker/test_cases.py",
-    "case_overdue": "tests/worker/test_cases.py",
     "notice_failed": "tests/worker/test_notices.py",
-    "nightly_incomplete": "tests/worker/test_reconcile.py",
+    "audit_late": "tests/worker/test_audit.py",
     "alert_route_failed": "tests/worker/test_alerts.py",
 }
 """Kinds whose raising and resolving is shown there; how they are told is the same for all."""
@@ -340,6 +391,36 @@ async def test_it_is_told_once_and_once_more_when_it_is_over(
             titles = [message.title for message in receiver.heard if title in message.title]
             assert len(titles) == 2
             assert "resolved" in titles[1]
+
+
+async def test_what_is_many_times_more_than_was_acknowledged_is_told_again_and_over_once(
+    settings: Settings, pool: Pool
+) -> None:
+    async with webhook() as hook, merchant(settings, pool) as m, telling(pool, hook.url) as told:
+
+        async def dead(count: int) -> None:
+            await pool.execute(
+                """insert into inbox (event_id, realm, type, created_at, payload, state, error)
+                   select 'evt_' || n, 'test', 'charge.succeeded', now(), '', 'dead', 'boom' from generate_series(1, $1) n
+                   on conflict do nothing""",
+                count,
+            )
+            await seen(m, told, hear=False)
+            await seen(m, told, hear=False)
+
+        await dead(1)
+        async with connection(pool) as conn:
+            await acknowledge(conn, ["test"], "events_dead:inbox", "Ann")
+        await dead(5)
+        await dead(499)
+        await dead(500)
+        await pool.execute("update inbox set state = 'done'")
+        await dead(0)
+        title = "Events that cannot be worked on"
+        heard = [message for message in hook.heard if title in message.title]
+        ways = ("critical", "critical, many more", "resolved")
+        assert [message.title for message in heard] == [f"[finalsale test] {way}: {title}" for way in ways]
+        assert "499 events" in heard[1].body
 
 
 async def seen(m: Merchant, told: Told, *, hear: bool = True) -> None:

@@ -19,13 +19,15 @@ import pytest
 from handlers.account import ActKind
 from tests.handlers.history import DAY, MINUTE, POLICY, History
 from tests.worker.books import REALMS, tell
-from worker import audit, review, tokens
+from worker import audit, operators, review, tokens
 from worker.acts import Wish, carry_out
 from worker.audit import append_pending, broken, check_if_due, head, listed, record, verify
 from worker.audit_export import DigestUnreadable, read_digest
+from worker.audit_pace import Pace, Place
 from worker.cli import main
 from worker.db import Pool, connection, queries, transaction
 from worker.db.migrations import VERSIONS
+from worker.operators import Role
 from worker.reading import NotFound, NotUnderstood
 from worker.replay import replay_events
 from worker.settings import Settings
@@ -104,8 +106,9 @@ async def test_everything_that_was_written_is_chained_once_in_its_states_and_ver
     await written(pool, "a", "b")
     found = await verified(pool)
     assert (found["ok"], found["problems"], found["pending"]) == (True, [], 0)
+    seldom = ("policy_versions", "operators", "operator_tokens", "api_tokens", "erased_texts")
     assert found["checked"] == {"links": found["length"]} | {
-        name: 4 if name == "actions" else 2 for name in audit.SOURCES if name not in ("policy_versions", "erased_texts")
+        name: 4 if name == "actions" else 2 for name in audit.SOURCES if name not in seldom
     }
     async with connection(pool) as conn:
         now = await head(conn)
@@ -163,6 +166,12 @@ TAMPERINGS: dict[str, tuple[str, str]] = {
     "a change of standing": ("update standing_changes set holds = '{dp_1,a,b}' where customer = 'b'", "edited"),
     "a switch": ("update switches set is_on = false", "edited"),
     "a salt": ("update audit_texts set salt = null where source = 'case_acts'", "edited"),
+    "a decision and its word": (
+        "update decisions set verdict = 'deny' where id = 'b'; insert into audit_queue (source, realm, row_id, content) "
+        "select source, realm, row_id, content from audit_sources where source = 'decisions' and row_id = 'b'",
+        "edited",
+    ),
+    "the sums of a lot": ("update lots set granted = 1000000 where id = 'lot_b'", "sums"),
     "a decision past the chain": (DECISION.replace("$1", "'eve'"), "unchained"),
     "a link's content": ("update audit_chain set content = sha256('x') where seq = 3", "broken"),
     "a link's hash": ("update audit_chain set hash = sha256('x') where seq = 3", "broken"),
@@ -217,7 +226,7 @@ async def test_a_row_and_all_of_the_chain_that_knows_it_are_missed_only_by_an_ea
     rows += [f"delete from {name} where {key} like '%b'" for name, key in (("actions", "id"), ("entries", "lot"))]
     rows += ["delete from review_acts where decision_id = 'b'", "delete from case_acts where case_id = 'case_b'"]
     rows += ["delete from acts where id = 'oact_b'", "delete from outages where id = 'out_b'"]
-    rows += ["delete from operator_acts where subject = 'b'"]
+    rows += ["delete from operator_acts where subject = 'b'", "delete from lots where id = 'lot_b'"]
     await tamper(pool, *cut, *rows, "delete from switches")
     plain = await verified(pool)
     assert whats(plain) == {"gone"}  # the switch alone, which has one row for all its states
@@ -247,6 +256,33 @@ async def test_a_chain_that_was_written_anew_is_found_by_an_earlier_digest(pool:
     assert (await verified(pool))["ok"]
     digest = audit.Digest((await verified(pool))["length"], bytes.fromhex(before["head"]))
     assert whats(await verified(pool, digest)) == {"rewritten"}
+
+
+BEGUN = "first_sent_at = now(), generation = 1, idempotency_key = 'k:1', approved_by = '{Ann}'"
+
+
+@pytest.mark.parametrize(
+    ("begun", "undone"),
+    [
+        ("state = 'review'", "state = 'proposed'"),
+        ("state = 'review'", "state = 'withdrawn'"),
+        ("state = 'review'", "approved_by = '{Eve}'"),
+        ("state = 'review'", "idempotency_key = null"),
+        ("state = 'review'", "idempotency_key = 'k:2'"),
+        ("state = 'review'", "first_sent_at = null, generation = 0"),
+        ("state = 'review', stripe_id = 're_1'", "state = 'planned'"),
+        ("state = 'review', stripe_id = 're_1'", "stripe_id = null"),
+        ("state = 'sent', stripe_id = 're_1'", "state = 'planned'"),
+    ],
+)
+async def test_what_was_begun_at_stripe_cannot_be_made_to_look_as_if_it_never_was(
+    pool: Pool, begun: str, undone: str
+) -> None:
+    async with transaction(pool) as conn:
+        await write(conn, "a")
+    await pool.execute(f"update actions set {BEGUN}, {begun}")
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await pool.execute(f"update actions set {undone}")
 
 
 # writers, sequencers, crashes --------------------------------------------------------------------------------------------
@@ -363,6 +399,44 @@ async def test_any_interleaving_of_commits_ends_in_a_chain_that_verifies(pool: P
     await assert_whole(pool, written_)
 
 
+async def test_the_queue_is_emptied_into_the_chain_only(pool: Pool) -> None:
+    async with transaction(pool) as conn:
+        await write(conn, "a")
+    statement = "delete from audit_queue where number = (select min(number) from audit_queue)"
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await pool.execute(statement)
+    while await append_pending(pool):
+        pass
+    async with transaction(pool) as conn:
+        await write(conn, "b")
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await pool.execute(statement)
+
+
+async def test_a_sequencer_keeps_its_place_and_passes_nobody_over_who_commits_late(pool: Pool) -> None:
+    place = Place()
+
+    async def append() -> None:
+        while await append_pending(pool, place=place):
+            pass
+
+    conn = await pool.acquire()
+    late = conn.transaction()
+    await late.start()
+    await conn.execute(DECISION, "late")
+    for number in range(4):
+        await pool.execute(DECISION, f"d{number}")
+        await append()
+    assert place.above == 0
+    await late.commit()
+    await pool.release(conn)
+    for number in range(4, 8):
+        await pool.execute(DECISION, f"d{number}")
+        await append()
+    assert place.above > 4
+    await assert_whole(pool, 9)
+
+
 # rows from before --------------------------------------------------------------------------------------------------------
 
 
@@ -414,24 +488,45 @@ async def test_rows_from_before_the_chain_are_chained_in_slices_and_verify(pool:
 # erasing -----------------------------------------------------------------------------------------------------------------
 
 
+GONE = "[erased on request]"
+
+
+async def erase_words(pool: Pool, *, by: str | None = "Ann") -> None:
+    """What a person wrote in the rows `a`, as `customers erase --notes` does it."""
+    async with transaction(pool) as conn:
+        await audit.permit_erasure(conn)
+        await conn.execute("update case_acts set text = $1 where case_id = 'case_a'", GONE)
+        await conn.execute("update operator_acts set reason = $1, after = null where subject = 'a'", GONE)
+        body = b'{"reason":"%s", "by":"Ann"}' % GONE.encode()
+        await conn.execute("update acts set body = $1 where id = 'oact_a'", body)
+        await conn.execute("update review_acts set note = $1 where decision_id = 'a'", GONE)
+        if by:
+            await record(conn, "test", by=by, via="cli", act="customers.erase", subject="cus_A", reason="asked")
+
+
 async def test_words_can_be_erased_and_the_chain_still_verifies(pool: Pool) -> None:
     await written(pool, "a", "b")
     with pytest.raises(asyncpg.RestrictViolationError):
-        await pool.execute("update case_acts set text = ''")
-    async with transaction(pool) as conn:
-        await audit.permit_erasure(conn)
-        await conn.execute("update case_acts set text = '' where case_id = 'case_a'")
-        await conn.execute("update operator_acts set reason = '', after = null where subject = 'a'")
-        await conn.execute("""update acts set body = '{}' where id = 'oact_a'""")
-        await conn.execute("update review_acts set note = 'erased' where decision_id = 'a'")
+        await pool.execute("update case_acts set text = $1", GONE)
+    await erase_words(pool)
     assert (await verified(pool))["ok"]
     while await append_pending(pool):
         pass
     found = await verified(pool)
-    assert (found["ok"], found["problems"], found["checked"]["erased_texts"]) == (True, [], 4)
+    assert (found["ok"], found["problems"], found["erased"]) == (True, [], 4)
     assert await pool.fetchval("select count(*) from audit_texts where salt is null") == 4
     await tamper(pool, "update review_acts set note = 'other words' where decision_id = 'a'")
     assert whats(await verified(pool)) == {"edited"}
+
+
+async def test_an_erasure_that_nobody_says_he_made_is_found(pool: Pool) -> None:
+    await written(pool, "a")
+    await erase_words(pool, by=None)
+    found = await verified(pool)
+    assert (whats(found), found["problem_count"]) == ({"unexplained"}, 4)
+    async with transaction(pool) as conn:  # later is too late
+        await record(conn, "test", by="Ann", via="cli", act="customers.erase", subject="cus_A", reason="asked")
+    assert whats(await verified(pool)) == {"unexplained"}
 
 
 async def test_erasing_cannot_change_anything_but_words(pool: Pool) -> None:
@@ -445,6 +540,13 @@ async def test_erasing_cannot_change_anything_but_words(pool: Pool) -> None:
 
     for statement in (
         "update case_acts set by_name = 'Eve'",
+        "update case_acts set text = 'I promised nothing'",
+        "update review_acts set note = 'approved by Bob'",
+        "update operator_acts set reason = 'the boss said so'",
+        """update operator_acts set after = '{\"n\":999999}'""",
+        """update acts set body = '{\"by\":\"Mallory\"}'""",
+        """update acts set body = '{\"by\":\"Ann\",\"reason\":\"\"}'""",
+        "update audit_texts set salt = ''",
         "update operator_acts set act = 'none'",
         "update review_acts set act = 'approve'",
         "update acts set kind = 'lift'",
@@ -468,7 +570,39 @@ async def test_an_erasure_that_the_chain_was_not_told_of_is_found(pool: Pool) ->
         "update case_acts set text = ''",
         "update audit_texts set salt = null, replaced = sha256('') where source = 'case_acts'",
     )
-    assert whats(await verified(pool)) == {"unchained"}
+    assert whats(await verified(pool)) == {"unchained", "unexplained"}
+
+
+# who may do what ----------------------------------------------------------------------------------------------------------
+
+
+async def test_who_may_do_what_is_what_an_operator_act_says(pool: Pool) -> None:
+    async with transaction(pool) as conn:
+        for name in ("Ada", "Bob", "Cleo"):
+            await operators.add(conn, name, Role.ADMIN, by="Ann")
+        await operators.set_role(conn, "Bob", Role.READ, by="Ada")
+        await operators.rotate(conn, "Bob", by="Ada")
+        await operators.remove(conn, "Cleo", by="Ada")
+        await tokens.add(conn, "app", frozenset({tokens.Scope.READ}), by="Ann")
+    assert (await verified(pool))["problems"] == []
+    while await append_pending(pool):
+        pass
+    found = await verified(pool)
+    assert (found["problems"], found["checked"]["operators"], found["checked"]["operator_tokens"]) == ([], 5, 6)
+    await pool.execute("update operators set role = 'admin' where name = 'Bob'")
+    assert [one["id"] for one in (await verified(pool))["problems"]] == ["Bob"]
+    await pool.execute("update operators set role = 'read' where name = 'Bob'")  # and back again
+    while await append_pending(pool):
+        pass
+    (problem,) = (await verified(pool))["problems"]
+    assert (problem["what"], problem["id"]) == ("unexplained", "Bob")
+    await pool.execute("update operators set removed_at = null where name = 'Cleo'")
+    await pool.execute(
+        "insert into operator_tokens (id, operator, hash, sieve, created_by) values ('x', 'Ada', 'h', '', 'Ada')"
+    )
+    assert {one["id"] for one in (await verified(pool))["problems"]} == {"Bob", "Cleo", "x"}
+    await tamper(pool, "update api_tokens set revoked_at = now()")
+    assert "edited" in whats(await verified(pool))
 
 
 # what a worker does ------------------------------------------------------------------------------------------------------
@@ -486,14 +620,31 @@ async def test_the_quick_look_says_what_is_wrong(pool: Pool, monkeypatch: pytest
         assert f"Link {newest - 3} " in str(await broken(conn))
 
 
-async def test_a_queue_that_nobody_empties_is_said(pool: Pool) -> None:
+async def test_a_chain_is_late_when_it_stands_still_over_looks_and_not_after_a_pause_of_all_workers(
+    pool: Pool,
+) -> None:
     async with transaction(pool) as conn:
         await write(conn, "a")
-    async with connection(pool) as conn:
-        assert await broken(conn) is None
     await tamper(pool, "update audit_queue set queued_at = now() - interval '10 minutes'")
-    async with connection(pool) as conn:
-        assert "stood still for 10 minutes" in str(await broken(conn))
+    now_s, pace = 1000.0, Pace()
+
+    async def look(later_s: float) -> str | None:
+        nonlocal now_s
+        now_s += later_s
+        async with connection(pool) as conn:
+            assert await broken(conn) is None
+            return pace.late(await head(conn), now_s)
+
+    assert [await look(later_s) for later_s in (0, 180)] == [None, None]
+    assert "stood still for 6 minutes while 11 rows wait" in str(await look(180))
+    await append_pending(pool, most=1)
+    assert await look(180) is None
+    while await append_pending(pool):
+        pass
+    assert await look(3600) is None
+    async with transaction(pool) as conn:
+        await write(conn, "b")
+    assert await look(3600) is None  # the rows are young
 
 
 async def test_the_whole_chain_is_verified_once_a_day_and_what_was_found_is_kept(pool: Pool) -> None:
@@ -512,6 +663,30 @@ async def test_the_whole_chain_is_verified_once_a_day_and_what_was_found_is_kept
     assert not found["ok"]
     async with connection(pool) as conn:
         assert "found 1 problem in the audit chain" in str(await broken(conn))
+
+
+async def test_after_a_check_that_failed_a_repair_is_seen_within_the_hour(pool: Pool) -> None:
+    await written(pool, "a")
+    await tamper(pool, "update audit_chain set hash = sha256(hash) where seq = (select max(seq) from audit_chain)")
+    failed = await check_if_due(pool)
+    assert failed is not None
+    assert not failed["ok"]
+    assert await check_if_due(pool) is None
+    await tamper(
+        pool,
+        "delete from audit_chain where seq = (select max(seq) from audit_chain)",
+        "delete from switches",
+        "update audit_checks set checked_at = now() - interval '61 minutes'",
+    )
+    async with transaction(pool) as conn:
+        await queries.set_pause_switch(conn, is_on=True, by_name="Ann", reason="a")
+    while await append_pending(pool):
+        pass
+    found = await check_if_due(pool)
+    assert found is not None
+    assert found["ok"], found["problems"]
+    async with connection(pool) as conn:
+        assert await broken(conn) is None
 
 
 async def test_a_chain_shorter_than_at_its_last_verification_is_said_at_once(pool: Pool) -> None:

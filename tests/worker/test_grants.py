@@ -24,6 +24,7 @@ from tests.console.conftest import Browser
 from tests.stripe_sender import Sender, event
 from tests.worker.app_books import TOKEN, App, put_account, put_lot
 from tests.worker.merchant import POLICY_FILE, merchant, store
+from tests.worker.receivers import webhook
 from tests.worker.test_failpoints import at_rest, start_worker, stop_worker
 from tests.worker.test_nightly import night, purchases
 from worker import audit, grants, operators
@@ -90,7 +91,7 @@ async def test_every_table_and_view_of_the_schema_has_its_place_in_the_grants(po
     assert {row["relname"] for row in relations} == set(grants.TABLES)
 
 
-ERASING = {"erase_case_texts", "erase_review_notes", "erase_links", "save_erasures"}
+ERASING = {"acts_to_erase", "erase_act", "erase_case_texts", "erase_reasons", "erase_review_notes", "save_erasures"}
 """`finalsale customers erase` is the owner's: no process has to be able to take words out of what is append-only."""
 
 
@@ -329,6 +330,27 @@ async def test_metrics_tell_under_the_web_role_what_they_tell_a_superuser(
     assert told[0] - told[1] == set()
 
 
+async def test_a_web_process_tells_under_its_role_what_is_critical_while_no_worker_is_alive(
+    by: As, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.alert_standin.AFTER_S", 0.0)
+    monkeypatch.setattr("worker.alert_standin.LOOK_S", 0.2)
+    await pool.execute("insert into workers (id, role, detail) values (gen_random_uuid(), 'worker', '')")
+    await pool.execute(
+        """insert into alerts (realm, cause, kind, severity, customer, subject, sentence)
+           values ('test', 'worker_silent:workers', 'worker_silent', 'critical', '', 'workers', 'None is alive.')"""
+    )
+    async with webhook() as hook:
+        routes = {"alert_urls": SecretStr(hook.url), "alert_private_hosts": "127.0.0.1", "console": "off"}
+        async with listening(by(WEB).model_copy(update=routes)):
+            await pool.execute("update alerts set look_at = now()")
+            await asyncio.sleep(2)
+            assert await pool.fetchval("select count(*) from alert_tellings") == 0
+            await pool.execute("update workers set seen_at = now() - interval '3 minutes'")
+            await eventually(lambda: bool(hook.heard), 30)
+    assert [m.title for m in hook.heard] == ["[finalsale test] critical: No worker is alive"]
+
+
 # what is refused ---------------------------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -407,7 +429,7 @@ async def test_no_process_can_make_the_chain_say_what_it_did_not_write(by: As, p
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await conn.execute("create temp table forged (x int)")
             table = f"elsewhere.forged_by_{role}"
-            await conn.execute(f"create table {table} (like operator_acts)")
+            await conn.execute(f"create table {table} (x int)")
             for name in functions:
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await conn.execute(

@@ -306,13 +306,18 @@ async def test_what_came_through_a_proxy_sees_no_metrics(web: Listening, header:
 
 
 async def test_with_a_token_metrics_need_it_wherever_one_asks_from(settings: Settings) -> None:
-    secret = "scrape-me-not"  # noqa: S105
+    secret = "scrape-me-not"
     async with listening(settings.model_copy(update={"metrics_token": SecretStr(secret)})) as web:
         right, near = {"Authorization": f"Bearer {secret}"}, {"X-Forwarded-For": "203.0.113.7"}
         assert await asked_for_metrics(web, **right) == 200
         assert await asked_for_metrics(web, **right, **near) == 200
         assert await asked_for_metrics(web, **near) == 404
-        for wrong in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Basic {secret}"}, {"Authorization": "Bearer \xe9"}):
+        for wrong in (
+            {},
+            {"Authorization": "Bearer x"},
+            {"Authorization": f"Basic {secret}"},
+            {"Authorization": "Bearer \xe9"},
+        ):
             assert await asked_for_metrics(web, **wrong) == 401
             assert await asked_for_metrics(web, **wrong, **near) == 404
 

@@ -46,7 +46,9 @@ def test_each_role_may_do_what_those_before_it_may() -> None:
     assert len(may) == 6
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a\x00b", "a\x1bb", "x" * 61, "a\u202eb", "\u200b", "A\u034fda", "Ada\ufe0f", "Ada\u3164"])
+@pytest.mark.parametrize(
+    "name", ["", "  ", "a\x00b", "a\x1bb", "x" * 61, "a\u202eb", "\u200b", "A\u034fda", "Ada\ufe0f", "Ada\u3164"]
+)
 async def test_a_name_is_one_line_of_printable_characters(pool: Pool, name: str) -> None:
     with pytest.raises(OperatorInvalid, match="printable"):
         await made(pool, name)

@@ -217,6 +217,18 @@ def test_without_the_extra_a_named_collector_is_a_warning(
     assert "finalsale[tracing]" in capsys.readouterr().out
 
 
+def test_a_setting_of_the_collector_that_is_wrong_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    for name, value in (("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"), ("OTEL_BSP_MAX_QUEUE_SIZE", "100")):
+        with monkeypatch.context() as wrong:
+            wrong.setenv(name, value)
+            tracing.start("worker")
+        assert tracing.spans is None
+        assert "tracing.failed" in capsys.readouterr().out
+
+
 def test_an_events_trace_is_the_same_wherever_it_is_asked_for() -> None:
     assert tracing.trace_of("test", "evt_1") == tracing.trace_of("test", "evt_1")
     assert len({tracing.trace_of(realm, name) for realm in ("test", "live") for name in ("evt_1", "evt_2")}) == 4

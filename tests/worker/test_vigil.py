@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import asyncpg
 import msgspec
 import pytest
+from aiohttp import web
 from pydantic import SecretStr
 
 from reconcile.report import MoneyRow
@@ -23,11 +26,13 @@ from tests.worker.merchant import Merchant, merchant, policy_with
 from tests.worker.test_audit import tamper, written
 from worker import conditions, review
 from worker.db import Pool, connection, queries, transaction
+from worker.jobs import WorkerProcess
 from worker.settings import Settings
 from worker.settle import settle
+from worker.signals import Signatures
 from worker.stripe_gateway import StripeGateway, ahead_s
 from worker.vigil import NO_WORKER_CAUSE, Vigil, WebVigil
-from worker.web import listening
+from worker.web import Watch, listening
 
 OLD, NEW = WEBHOOK_SECRET, "whsec_rolled_0123456789abcdef"
 URL = "http://127.0.0.1:9/stripe/webhook"
@@ -52,7 +57,9 @@ async def look(pool: Pool, settings: Settings, gateway: StripeGateway, times: in
     """Rounds of the vigil by workers that just began, so that everything is due. What the last one changed."""
     changed = 0
     for _ in range(times):
-        changed = await Vigil(pool, settings, gateway).look()
+        vigil = Vigil(pool, settings, gateway)
+        changed = await vigil.look()
+        await vigil.ask()
     return changed
 
 
@@ -145,8 +152,66 @@ async def test_many_refunds_in_doubt_are_one_alert(m: Merchant, monkeypatch: pyt
     await m.perform()
     await later(m.pool, 0.1)
     await look(m.pool, m.settings, m.gateway)
-    assert await alerts(m.pool, "refund_in_doubt") == [("refund_in_doubt:all", "critical")]
-    assert "3 steps of refunds" in await sentence(m.pool, "refund_in_doubt:all")
+    assert await alerts(m.pool, "refund_in_doubt", "refunds_in_doubt") == [("refunds_in_doubt:all", "critical")]
+    assert "3 steps of refunds" in await sentence(m.pool, "refunds_in_doubt:all")
+
+
+async def trouble(pool: Pool, number: int, *, rule: str = "refund", age_s: int = 0) -> None:
+    """A refund that Stripe refused, or (`review`) a decision that waits for a person."""
+    await pool.execute(
+        """insert into decisions (id, realm, subject, revision, customer, clause, rule, verdict, policy_version, fingerprint, body, decided_at)
+           values ($1, 'test', 'ch_' || $1, 1, 'cus_A', '4.3', 'D1', $2, '2026', 'f', '{"reason":"because"}',
+                   now() - $3 * interval '1 second')""",
+        *(f"dec_{number}", rule, age_s),
+    )
+    if rule == "refund":
+        await pool.execute(
+            """insert into actions (id, realm, kind, subject, decision_subject, decision_id, customer, amount_minor, currency, state, due_at,
+                                    next_at, first_sent_at, settled_at, error, parameters, idempotency_key, refunded_before_minor)
+               values ('act_' || $1, 'test', 'refund', 'ch_' || $1, 'ch_' || $1, $1, 'cus_A', 500, 'usd', 'review', now(), now(), now(),
+                       now(), 'Stripe refused: charge_disputed', '{}', 'k' || $1, 0)""",
+            f"dec_{number}",
+        )
+
+
+async def test_beyond_the_limit_what_was_told_one_by_one_stays_so_and_the_rest_is_one_alert_until_few_are_left(
+    pool: Pool, offline: tuple[Settings, StripeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "SINGLY", 4)
+
+    async def told() -> list[str]:
+        await look(pool, *offline)
+        return [cause.partition(":")[2] for cause, _ in await alerts(pool, "refund_failed", "refunds_failed")]
+
+    for number in range(4):
+        await trouble(pool, number)
+    first = [f"act_dec_{number}" for number in range(4)]
+    assert await told() == first
+    await trouble(pool, 4)
+    await trouble(pool, 5)
+    assert await told() == [*first, "all"]
+    assert await pool.fetchval("select count(*) from alerts where raising > 1 or resolved_at is not null") == 0
+    assert "2 more steps of refunds" in await sentence(pool, "refunds_failed:all")
+    await pool.execute("update actions set state = 'failed' where id in ('act_dec_0', 'act_dec_1', 'act_dec_2')")
+    assert await told() == ["act_dec_3", "all"]  # three of four that would be told one by one
+    await pool.execute("update actions set state = 'failed' where id = 'act_dec_4'")
+    assert await told() == ["act_dec_3", "act_dec_5"]
+
+
+async def test_what_the_previous_release_takes_for_an_alert_of_judging_stays_open(
+    pool: Pool, settings: Settings, offline: tuple[Settings, StripeGateway]
+) -> None:
+    await trouble(pool, 1)
+    await look(pool, *offline)
+    before = await asyncpg.connect(settings.database_dsn())
+    try:
+        await before.execute("update alerts set resolved_at = now()")
+    finally:
+        await before.close()
+    assert await alerts(pool, "refund_failed") == [("refund_failed:act_dec_1", "critical")]
+    await pool.execute("update actions set state = 'failed'")
+    await look(pool, *offline)
+    assert await alerts(pool, "refund_failed") == []
 
 
 async def test_the_days_limit_and_the_limit_per_refund_are_told_until_people_decided(
@@ -229,6 +294,35 @@ async def test_many_reviews_are_one_alert(
     assert (await sentence(pool, "reviews_waiting:all")).startswith("2 decisions")
 
 
+async def test_reviews_beyond_the_limit_leave_those_that_were_told_one_by_one(
+    pool: Pool, offline: tuple[Settings, StripeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "SINGLY", 2)
+    for number in range(2):
+        await trouble(pool, number, rule="review", age_s=7000)
+    await look(pool, *offline)
+    for number in range(2, 7):  # older ones do not take their places
+        await trouble(pool, number, rule="review", age_s=7100)
+    await look(pool, *offline)
+    singly = [(f"review_waiting:ch_dec_{number}", "note") for number in range(2)]
+    assert await alerts(pool, "review_waiting", "reviews_waiting") == [*singly, ("reviews_waiting:all", "note")]
+    assert (await sentence(pool, "reviews_waiting:all")).startswith(
+        "5 more decisions wait for a person, the oldest (dec_2)"
+    )
+
+
+async def test_a_decision_that_was_committed_late_is_not_passed_over(
+    pool: Pool, offline: tuple[Settings, StripeGateway]
+) -> None:
+    vigil = Vigil(pool, *offline)
+    await trouble(pool, 1, rule="review", age_s=7200)
+    await vigil.look()
+    await trouble(pool, 2, rule="review", age_s=7205)
+    vigil._next.clear()
+    await vigil.look()
+    assert len(await alerts(pool, "review_waiting")) == 2
+
+
 async def test_an_alert_about_a_charge_after_the_end_is_over_when_a_person_closed_it_and_stays_over(
     pool: Pool, offline: tuple[Settings, StripeGateway]
 ) -> None:
@@ -295,6 +389,24 @@ async def test_events_that_cannot_be_worked_on_are_one_alert_until_they_are_repl
     assert await alerts(pool, *kinds) == []
 
 
+async def test_many_more_dead_events_than_somebody_acknowledged_are_news(
+    sender: Sender, pool: Pool, offline: tuple[Settings, StripeGateway]
+) -> None:
+    async def dead(count: int) -> tuple[Any, ...]:
+        for _ in range(count):
+            await sender.deliver(event(f"evt_{time.time_ns()}"))
+        await pool.execute("update inbox set state = 'dead', error = 'KeyError'")
+        await look(pool, *offline)
+        (row,) = await pool.fetch("select acked_by, counted, grown, raising, look_at <= now() from alerts")
+        return tuple(row)
+
+    await dead(1)
+    await pool.execute("update alerts set acked_by = 'Ann', look_at = null")
+    assert await dead(8) == ("Ann", 1, 0, 1, None)
+    assert await dead(1) == (None, 10, 1, 1, True)
+    assert await dead(5) == (None, 10, 1, 1, True)
+
+
 async def test_a_backlog_is_told_after_two_minutes_and_critical_after_ten(
     sender: Sender, pool: Pool, offline: tuple[Settings, StripeGateway]
 ) -> None:
@@ -353,7 +465,7 @@ async def test_an_endpoint_that_does_not_tell_everything_is_told_until_it_is_rep
     deployed = m.settings.model_copy(update={"public_url": URL})
     m.sandbox.configure({"webhook": {"url": URL, "secrets": [WEBHOOK_SECRET], "enabled_events": ["charge.succeeded"]}})
     await look(m.pool, deployed, m.gateway)
-    cause = "endpoint_misconfigured:endpoint"
+    cause = "endpoint_misconfigured:endpoint_events"
     assert await alerts(m.pool, "endpoint_misconfigured") == [(cause, "critical")]
     assert "types are not sent" in await sentence(m.pool, cause)
     m.sandbox.configure({"webhook": {"enabled_events": ["*"]}})
@@ -362,6 +474,56 @@ async def test_an_endpoint_that_does_not_tell_everything_is_told_until_it_is_rep
     await later(m.pool, 0.1)
     await look(m.pool, deployed, m.gateway)
     assert await alerts(m.pool, "endpoint_misconfigured") == []
+
+
+@asynccontextmanager
+async def answering(status: int) -> AsyncIterator[str]:
+    """A Stripe that answers every read so; 0: not at all."""
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        if not status:
+            await asyncio.sleep(60)
+        return web.json_response({"error": {"type": "invalid_request_error"}}, status=status)
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_key_that_may_not_read_events_is_told_once_until_it_may(
+    settings: Settings, pool: Pool, m: Merchant
+) -> None:
+    async with answering(403) as url:
+        refused = m.settings.model_copy(update={"stripe_api_base": url})
+        gateway = StripeGateway(refused)
+        await look(pool, refused, gateway)
+        await gateway.aclose()
+    assert await alerts(pool, "intake_unseen", "intake_silent", "endpoint_misconfigured") == [
+        ("intake_unseen:events", "warning")
+    ]
+    await later(pool, 0.1)
+    await look(pool, m.settings, m.gateway)
+    assert await alerts(pool, "intake_unseen") == []
+
+
+async def test_a_round_does_not_wait_for_a_stripe_that_hangs_and_a_worker_that_stops_neither(
+    settings: Settings, pool: Pool
+) -> None:
+    async with answering(0) as url:
+        process = WorkerProcess(settings.model_copy(update={"stripe_api_base": url}))
+        vigil = Vigil(pool, process.settings, process.gateway)
+        await asyncio.wait_for(vigil.look(), 5)
+        asking = asyncio.create_task(process._unless_stopping(vigil.ask))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        process.stopping.set()
+        await asyncio.wait_for(asking, 1)
+        await process.gateway.aclose()
 
 
 # signatures --------------------------------------------------------------------------------------------------------------
@@ -436,6 +598,34 @@ async def test_a_clock_that_is_off_stripes_is_told_by_the_answers_that_come_anyw
     vigil = Vigil(m.pool, m.settings, m.gateway)
     await vigil.look()
     assert await alerts(m.pool, "clock_skew") == []
+
+
+async def test_what_stripes_clock_said_a_quarter_of_an_hour_ago_is_forgotten(
+    pool: Pool, offline: tuple[Settings, StripeGateway]
+) -> None:
+    _, gateway = offline
+    gateway.ahead_s, gateway.ahead_at = 400.0, time.monotonic()
+    await look(pool, *offline)
+    assert [severity for _, severity in await alerts(pool, "clock_skew")] == ["critical"]
+    gateway.ahead_at -= 900
+    await look(pool, *offline)
+    assert await alerts(pool, "clock_skew") == []
+
+
+async def test_a_web_process_whose_clock_is_off_is_told(
+    pool: Pool, offline: tuple[Settings, StripeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vigil = WebVigil("test", Signatures([]))
+    vigil._next = 0
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 400)
+    async with connection(pool) as conn:
+        await vigil.look(conn)
+    monkeypatch.undo()
+    await look(pool, *offline)
+    ((cause, severity),) = await alerts(pool, "clock_skew")
+    assert cause.startswith("clock_skew:web on ")
+    assert severity == "critical"
 
 
 async def test_a_rehearsals_clock_is_no_skew(m: Merchant) -> None:
@@ -567,6 +757,27 @@ async def test_where_no_worker_is_alive_a_web_process_says_so_and_the_next_worke
     assert await alerts(pool, "worker_silent") == []
 
 
+async def test_an_alert_that_somebody_holds_costs_a_web_process_neither_its_readiness_nor_what_it_saw(
+    pool: Pool, settings: Settings
+) -> None:
+    signatures = Signatures([b"x"])
+    vigil = WebVigil("test", signatures)
+    watch = Watch(settings.database_dsn(), 1000)
+    watch.also = vigil.look
+    async with pool.acquire() as holder, holder.transaction():
+        await holder.execute("lock table alerts, signals")
+        signatures.verified(b"t=1,v1=a", b"", 0)
+        vigil._next = 0
+        await watch._look()
+        assert watch.ready()
+    vigil._next = 0
+    await watch._look()
+    assert watch.ready()
+    assert await pool.fetchval("select count(*) from signals where name = 'secret alone'") == 1
+    assert watch._connection is not None
+    await watch._connection.close()
+
+
 # rounds ------------------------------------------------------------------------------------------------------------------
 
 
@@ -593,6 +804,21 @@ async def test_a_condition_that_cannot_be_looked_at_leaves_its_alerts_and_stops_
         "warning",
         "warning",
     ]
+
+
+async def test_a_condition_that_takes_too_long_stops_no_other(
+    pool: Pool, offline: tuple[Settings, StripeGateway]
+) -> None:
+    async def slow(here: conditions.Here) -> list[conditions.Holding]:
+        await here.conn.execute("set local statement_timeout = '50ms'")
+        await here.conn.execute("select pg_sleep(1)")
+        return []
+
+    await trouble(pool, 1)
+    vigil = Vigil(pool, *offline)
+    vigil._conditions = (conditions.Condition(frozenset({"events_dead"}), 0, slow), *vigil._conditions)
+    assert await vigil.look() == 1
+    assert len(await alerts(pool, "refund_failed")) == 1
 
 
 async def test_nothing_of_another_mode_is_touched(pool: Pool, offline: tuple[Settings, StripeGateway]) -> None:

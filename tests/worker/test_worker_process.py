@@ -54,6 +54,17 @@ async def one_more(m: Merchant, within_s: float = 10) -> None:
     assert [(r["amount"], r["charge"]) for r in m.refunds[before:]] == [(2900, m.charge_of(second)["id"])]
 
 
+async def test_on_the_previous_schema_a_worker_works_and_keeps_its_policy_when_it_can(
+    settings: Settings, pool: Pool
+) -> None:
+    await pool.execute("alter table policy_versions rename to not_yet")
+    async with merchant(settings, pool) as m, working(m.settings) as process:
+        await one_more(m)
+        await pool.execute("alter table not_yet rename to policy_versions")
+        await process._policy_once()
+        assert await pool.fetchval("select count(*) from policy_versions") == 1
+
+
 async def test_without_redis_the_worker_looks_by_itself(settings: Settings, pool: Pool) -> None:
     async with merchant(settings, pool) as m, working(m.settings.model_copy(update={"redis_url": None})) as process:
         await one_more(m)

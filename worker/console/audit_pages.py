@@ -14,6 +14,8 @@ from worker.operators import Role
 from worker.reading import Document
 
 LISTED = 50
+OF_TOKENS = ("token", "tokens")
+"""Fields with the public parts of operators' tokens: for those who manage them."""
 _ABSENT = object()
 
 
@@ -29,7 +31,7 @@ async def acts(visit: Visit) -> Shown:
     return Shown(
         "audit.html.j2",
         {
-            "acts": [_in_words(one) for one in found[:LISTED]],
+            "acts": [_in_words(one, visit.operator.role) for one in found[:LISTED]],
             "by": by,
             "act": act,
             "subject": subject,
@@ -40,8 +42,10 @@ async def acts(visit: Visit) -> Shown:
     )
 
 
-def _in_words(one: Document) -> Document:
-    return one | {"reason": masked(one["reason"]), "changes": list(changes(one["before"], one["after"]))}
+def _in_words(one: Document, role: Role) -> Document:
+    told = changes(one["before"], one["after"])
+    seen = [change for change in told if role is Role.ADMIN or change["field"] not in OF_TOKENS]
+    return one | {"reason": masked(one["reason"]), "changes": seen}
 
 
 def changes(before: Document | None, after: Document | None) -> Iterator[Document]:

@@ -92,7 +92,9 @@ async def event(visit: Visit) -> Shown:
             "known": known[0]["kind"] if known else None,
             "customer": known[0]["customer"] if known else None,
             "payload": _laid_out(whole["payload"]) if whole["payload"] is not None else None,
-            "may_replay": visit.operator.role.allows(Role.DECIDE) and told["state"] in ("done", *TROUBLED),
+            "may_replay": visit.operator.role.allows(Role.DECIDE)
+            and told["state"] in ("done", *TROUBLED)
+            and not told["payload_removed"],
         },
     )
 

@@ -18,6 +18,7 @@ MAX_FIELD = 4_000
 MAX_BODY = 64 * 1024
 MAX_FIELDS = 100
 READ_TIMEOUT_S = 10.0
+HTTPS_PORT = 443
 
 _INSIDE = re.compile(r"/console/[A-Za-z0-9_\-./?=&%:,+~@]{0,500}(#[A-Za-z0-9_\-]{1,60})?", re.ASCII).fullmatch
 
@@ -102,7 +103,7 @@ def inside(path: str) -> str:
 
 def is_loopback(request: web.Request) -> bool:
     """Whether the browser runs on this machine and asked it by a loopback name."""
-    name = urlsplit(f"//{request.host}").hostname or ""
+    name, _ = _place(f"//{request.host}")
     try:
         return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -110,20 +111,44 @@ def is_loopback(request: web.Request) -> bool:
 
 
 def is_https(request: web.Request, settings: Settings) -> bool:
-    """Whether the browser speaks https, to us or to what stands before us."""
-    forwarded = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()
-    address = settings.console_url or settings.public_url or ""
-    return request.secure or forwarded == "https" or address.startswith("https:")
+    """Whether the browser speaks https, to us or to what stands before us.
+
+    What stands before us says so, or the request went to the https address that was configured and nobody says otherwise.
+    """
+    if request.secure:
+        return True
+    if forwarded := request.headers.getall("X-Forwarded-Proto", []):
+        return forwarded[-1].rpartition(",")[2].strip().lower() == "https"
+    known = (settings.console_url, settings.public_url)
+    here = _place(f"//{request.host}")
+    return bool(here[0]) and here in {_place(url) for url in known if url and url.startswith("https:")}
+
+
+def _place(url: str) -> tuple[str, int]:
+    """Host and port of an address; the port of https where it names none, and no host where it is none."""
+    try:
+        told = urlsplit(url)
+        return told.hostname or "", told.port or HTTPS_PORT
+    except ValueError:
+        return "", 0
 
 
 def source_of(request: web.Request) -> str:
-    """The network a request comes from. Behind a proxy of ours it is the last hop the proxy has seen; nothing before it is believed."""
+    """The network a request comes from; behind a proxy, what the proxy nearest to us says of it.
+
+    That is Fly-Client-IP on Fly, where the last of X-Forwarded-For is the app's own address, and elsewhere that last one: all
+    before it is the sender's claim. Whoever forges either only chooses whom wrong tokens count against.
+    """
     remote = request.remote or ""
     try:
-        near = ipaddress.ip_address(remote)
+        near = ipaddress.ip_address(remote.partition("%")[0])
     except ValueError:
         return "unknown"
-    forwarded = request.headers.getall("X-Forwarded-For", [])
-    if forwarded and (near.is_private or near.is_loopback):
-        return network_of(forwarded[-1].rpartition(",")[2])
+    if isinstance(near, ipaddress.IPv6Address):
+        near = near.ipv4_mapped or near
+    if not near.is_global:
+        if fly := request.headers.get("Fly-Client-IP"):
+            return network_of(fly)
+        if forwarded := request.headers.getall("X-Forwarded-For", []):
+            return network_of(forwarded[-1].rpartition(",")[2])
     return network_of(remote)

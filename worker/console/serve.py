@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -19,12 +20,11 @@ from worker.console import sessions
 from worker.console.page import Answer, File, Gone, Page, Shown, Visit
 from worker.console.rendering import NAV, Frame, compile_all, render
 from worker.console.requests import form_of, inside, is_https, is_loopback, query_of, same_site, source_of
-from worker.console.sessions import Gate, Session
+from worker.console.sessions import Busy, Gate, Session
 from worker.console.troubles import Forbidden, Trouble, trouble_of
 from worker.db import Connection, Pool, connect_pool, connection, queries
 from worker.jobs import court_of
 from worker.log import get_logger
-from worker.operators import split_token
 from worker.settings import Settings
 
 log = get_logger()
@@ -89,7 +89,8 @@ class Console:
         self.settings, self.pages = settings, pages
         self.court = court_of(settings)
         self.gate = Gate()
-        self._untold, self._told_at = 0, float("-inf")
+        self._untold = Counter[str]()
+        self._told_at = dict.fromkeys(("failures", "throttled"), float("-inf"))
         compile_all()
 
     def mount(self, app: web.Application) -> None:
@@ -277,19 +278,22 @@ class Console:
         to, token = inside(asked.form.get("to", "")), asked.form.get("token", "")
         if not (is_https(asked.request, self.settings) or is_loopback(asked.request)):
             return await self._ask_who(asked, "Open the console over https: a token is not sent in the clear.", 400, to)
-        split = split_token(token)
-        keys = [f"from {source_of(asked.request)}", *([f"token {split[0]}"] if split else [])]
-        if self.gate.throttle.refuses(*keys):
-            response = await self._ask_who(asked, "Too many tries: wait a minute, then try again.", 429, to)
-            response.headers["Retry-After"] = "60"
-            return response
-        self.gate.throttle.failed(*keys)  # taken back when it was right: tries under way count as well
-        found = await self.gate.check(self.pool, token)
-        if found is None:
-            await self._tell_failure()
-            return await self._ask_who(asked, "This token is not valid here.", 401, to)
-        self.gate.throttle.forgive(*keys)
-        return await self._begin(asked, *found, to)
+        try:
+            found = await self.gate.check(self.pool, token)
+        except Busy:
+            return await self._ask_later(asked, "Many people sign in at this moment: try again.", 503, 5, to)
+        if found is not None:
+            return await self._begin(asked, *found, to)
+        throttled = self.gate.throttle.refuses(source_of(asked.request))
+        await self._tell_failure(throttled)
+        if throttled:
+            return await self._ask_later(asked, "Too many tries: wait a minute, then try again.", 429, 60, to)
+        return await self._ask_who(asked, "This token is not valid here.", 401, to)
+
+    async def _ask_later(self, asked: Asked, sentence: str, status: int, after_s: int, to: str) -> web.Response:
+        response = await self._ask_who(asked, sentence, status, to)
+        response.headers["Retry-After"] = str(after_s)
+        return response
 
     async def _begin(self, asked: Asked, token_id: str, name: str, role: str, to: str) -> web.Response:
         async with connection(self.pool, timeout_s=POOL_WAIT_S) as conn, conn.transaction():
@@ -302,15 +306,19 @@ class Console:
         _set_cookie(response, asked.request, self.settings, cookie)
         return response
 
-    async def _tell_failure(self) -> None:
-        """One line and one entry of the audit a minute at most, with how many there were."""
-        self._untold += 1
-        if time.monotonic() - self._told_at < TELL_FAILURES_S:
+    async def _tell_failure(self, throttled: bool) -> None:
+        """One line and one entry of the audit a minute, with how many there were; one more as soon as somebody is throttled."""
+        self._untold.update(failures=1, throttled=int(throttled))
+        now = time.monotonic()
+        if now - self._told_at["throttled" if throttled else "failures"] < TELL_FAILURES_S:
             return
-        failures, self._untold, self._told_at = self._untold, 0, time.monotonic()
-        log.warning("console.signin_failed", failures=failures)
+        self._told_at["failures"] = now
+        if throttled:
+            self._told_at["throttled"] = now
+        told, self._untold = dict(self._untold), Counter()
+        log.warning("console.signin_failed", failures=told["failures"], throttled=told["throttled"])
         async with connection(self.pool, timeout_s=POOL_WAIT_S) as conn, conn.transaction():
-            await _record(conn, "nobody", "signin.failed", "console", "", {"failures": failures})
+            await _record(conn, "nobody", "signin.failed", "console", "", told)
 
     async def _sign_out(self, asked: Asked) -> web.Response:
         async with connection(self.pool, timeout_s=POOL_WAIT_S) as conn:

@@ -1,9 +1,10 @@
-"""Signing in to the console: tokens checked at a constant price, guesses throttled, sessions begun, found and ended."""
+"""Signing in to the console: tokens checked, guesses throttled, sessions begun, found and ended."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import ipaddress
 import secrets
 import time
@@ -12,16 +13,17 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from worker.db import Connection, Pool, connection, queries
-from worker.operators import Operator, Role, hash_of, matches, split_token
+from worker.operators import Operator, Role, matches, sieve_of, split_token
 
 IDLE = timedelta(minutes=30)
 LIFETIME = timedelta(hours=12)
 FAILURES_PER_MINUTE = 5
-"""Of one source address, and of one token's public part. Counted by each web process."""
-FAILURES_OF_ALL_PER_MINUTE = 60
+"""Of one source address. Counted by each web process."""
 AT_ONCE = 2
 """Tokens that are checked at the same time; each takes a core and 32 MiB for some 60 ms."""
-MAX_KEYS = 10_000
+MOST_WAITING = 64
+"""Right tokens that wait for their check, some two seconds' work."""
+MAX_SOURCES = 10_000
 
 
 class Session(NamedTuple):
@@ -38,64 +40,67 @@ class Session(NamedTuple):
 
 
 class Throttle:
-    """Failures of the last minute, by who failed. Memory is bounded: whoever failed longest ago is forgotten first."""
+    """Wrong tokens of the last minute, by source. Memory is bounded: whoever failed longest ago is forgotten first."""
 
     def __init__(self) -> None:
         self._failures: dict[str, deque[float]] = {}
-        self._all: deque[float] = deque()
 
-    def refuses(self, *keys: str) -> bool:
-        """Whether one of these, or everybody together, has failed too often."""
+    def refuses(self, source: str) -> bool:
+        """Count a wrong token of `source`; whether it had too many within a minute already, and is told to wait."""
         now = time.monotonic()
-        if len(_recent(self._all, now)) >= FAILURES_OF_ALL_PER_MINUTE:
-            return True
-        return any(len(_recent(self._failures.get(key, deque()), now)) >= FAILURES_PER_MINUTE for key in keys)
-
-    def failed(self, *keys: str) -> None:
-        """Count one failure against each of these."""
-        now = time.monotonic()
-        self._all.append(now)
-        for key in keys:
-            counted = self._failures.pop(key, None) or deque(maxlen=FAILURES_PER_MINUTE)
-            counted.append(now)
-            self._failures[key] = counted
-        while len(self._failures) > MAX_KEYS:
+        failures = self._failures.pop(source, None) or deque()
+        while failures and failures[0] < now - 60:
+            failures.popleft()
+        too_many = len(failures) >= FAILURES_PER_MINUTE
+        if not too_many:
+            failures.append(now)
+        self._failures[source] = failures
+        if len(self._failures) > MAX_SOURCES:
             del self._failures[next(iter(self._failures))]
-
-    def forgive(self, *keys: str) -> None:
-        """Take back what was counted last: it was no failure."""
-        for failures in (self._all, *(self._failures[key] for key in keys if key in self._failures)):
-            if failures:
-                failures.pop()
+        return too_many
 
 
-def _recent(failures: deque[float], now: float) -> deque[float]:
-    while failures and failures[0] < now - 60:
-        failures.popleft()
-    return failures
+class Busy(Exception):
+    """More people sign in at this moment than can be checked."""
 
 
 class Gate:
-    """Checks tokens, a few at a time, and makes an unknown one cost as much as a wrong one."""
+    """Checks tokens. Nobody's failures keep the right token out: a wrong one is told at no price, and only who passes waits.
+
+    So guesses cannot fill the queue, and the throttle never looks at who has the right token. It bounds what one source may
+    ask, not what it may guess: 256 random bits do that.
+    """
 
     def __init__(self) -> None:
         self.throttle = Throttle()
         self._places = asyncio.Semaphore(AT_ONCE)
-        self._nobody: str | None = None
+        self._waiting = 0
 
     async def check(self, pool: Pool, token: str) -> tuple[str, str, str] | None:
         """Public part, operator and role of a valid token, or None; the time it takes does not tell which part is wrong.
 
-        Raises DatabaseUnavailable.
+        Raises DatabaseUnavailable, Busy.
         """
-        split = split_token(token) or ("", "")
+        split = split_token(token)
+        if split is None:
+            return None
+        public, secret = split
         async with connection(pool) as conn:
-            row = await queries.find_operator_token(conn, id=split[0])
-        async with self._places:
-            if self._nobody is None:
-                self._nobody = await hash_of(secrets.token_urlsafe(32))
-            right = await matches(row["hash"] if row else self._nobody, split[1])
-        return (split[0], row["name"], row["role"]) if row and right else None
+            row = await queries.find_operator_token(conn, id=public)
+        fits = hmac.compare_digest(row["sieve"] if row else b"none", sieve_of(secret))
+        if row is None or not fits or not await self._matches(row["hash"], secret):
+            return None
+        return public, row["name"], row["role"]
+
+    async def _matches(self, hash_: str, secret: str) -> bool:
+        if self._waiting >= MOST_WAITING:
+            raise Busy
+        self._waiting += 1
+        try:
+            async with self._places:
+                return await matches(hash_, secret)
+        finally:
+            self._waiting -= 1
 
 
 def hash_of_cookie(cookie: str) -> bytes:
@@ -122,9 +127,14 @@ async def find(conn: Connection, cookie: str) -> Session | None:
 
 
 def network_of(address: str) -> str:
-    """Whom a failure counts against: an IPv4 address, or the /64 that one customer of a provider has of IPv6."""
+    """Whom a failure counts against: an IPv4 address, or the /64 that one customer of a provider has of IPv6; without a port."""
+    told_as = address.strip()
+    if told_as.startswith("["):
+        told_as = told_as[1:].partition("]")[0]
+    elif told_as.count(":") == 1:
+        told_as = told_as.partition(":")[0]
     try:
-        told = ipaddress.ip_address(address.strip().strip("[]"))
+        told = ipaddress.ip_address(told_as.partition("%")[0])
     except ValueError:
         return "unknown"
     if isinstance(told, ipaddress.IPv6Address):

@@ -54,6 +54,7 @@ def session_settings(role: str, statement_timeout_s: float, lock_timeout_s: floa
         "application_name": f"finalsale {role}",
         "timezone": "UTC",
         "finalsale.projects": "1",  # our writers keep what stands beside an object's bytes; others lose its digest by a trigger
+        "finalsale.vigil": "1",  # our writers know the alerts that judging did not raise; others cannot resolve them
         "statement_timeout": f"{statement_timeout_s * 1000:.0f}",
         "lock_timeout": f"{lock_timeout_s * 1000:.0f}",
         "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S * 1000:.0f}",

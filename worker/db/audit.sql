@@ -16,20 +16,25 @@ limit :most::int;
 
 -- name: may_append$
 -- One sequencer at a time, and only where there is something to do.
-select (exists (select from audit_queue) or exists (select from audit_backfill)) and pg_try_advisory_xact_lock(:key);
+select ((select number from audit_queue where number > :above::bigint order by number limit 1) is not null
+        or exists (select from audit_backfill)) and pg_try_advisory_xact_lock(:key);
 
 -- name: may_check$
 select pg_try_advisory_xact_lock(:key);
 
 -- name: chain_tip^
--- The newest link, and the moment that the links of this round bear.
-select now() as moment, tip.seq, tip.hash from (select 1) one
+-- The newest link, the moment that the links of this round bear, and between which transactions the snapshot lies.
+select now() as moment, tip.seq, tip.hash, pg_snapshot_xmin(pg_current_snapshot())::text::bigint as oldest_at_work,
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint as next_at_work from (select 1) one
 left join lateral (select seq, hash from audit_chain order by seq desc limit 1) tip on true;
 
 -- name: take_queue
--- By presence, never by a cursor: a number below others that are chained already may be committed late.
-delete from audit_queue where number = any(array(select number from audit_queue order by number limit :most))
-returning number, source, realm, row_id, content;
+-- By presence, not by a cursor: a number below others that are chained already may be committed late.
+select number, source, realm, row_id, content from audit_queue where number > :above::bigint order by number limit :most;
+
+-- name: drop_queued!
+-- After its links are written: a trigger compares them.
+delete from audit_queue where number = any(:numbers::bigint[]);
 
 -- name: backfills_left
 select source from audit_backfill order by source;
@@ -113,6 +118,37 @@ where (told.content is distinct from have.content or have.row_id is null or told
 order by seq nulls last, row_id
 limit :most::int;
 
+-- name: compare_lots
+-- Sums of lots that are not those of their entries.
+select l.realm, l.id, count(*) over () as problems
+from lots l left join (
+    select realm, lot,
+           sum(amount) filter (where kind = 'granted') as granted, -sum(amount) filter (where kind = 'consumed') as consumed,
+           -sum(amount) filter (where kind = 'expired') as expired, -sum(amount) filter (where kind = 'forfeited') as forfeited,
+           -sum(amount) filter (where kind = 'taken_back') as taken_back
+    from entries group by realm, lot
+) e on e.realm = l.realm and e.lot = l.id
+where (l.granted, l.consumed, l.expired, l.forfeited, l.taken_back) is distinct from
+      (coalesce(e.granted, 0), coalesce(e.consumed, 0), coalesce(e.expired, 0), coalesce(e.forfeited, 0), coalesce(e.taken_back, 0))
+order by l.realm, l.id
+limit :most::int;
+
+-- name: two_contents
+-- Rows that never change and of which the chain, or the queue, says two different things.
+with words as not materialized (
+    select source, row_id, seq, content from audit_chain
+    union all select source, row_id collate "C", null, content from audit_queue
+), twice as (
+    select source, row_id from words where source <> all(:changing::text[]) group by source, row_id having count(*) > 1
+)
+select source, row_id, max(seq) as seq, count(*) over () as problems from words join twice using (source, row_id)
+group by source, row_id having count(distinct content) > 1
+order by source, row_id
+limit :most::int;
+
+-- name: unexplained_changes
+select source, row_id, sentence, count(*) over () as problems from audit_unexplained order by source, row_id limit :most::int;
+
 -- name: save_audit_check!
 insert into audit_checks (ok, length, hash, problems, body) values (:ok, :length, :hash, :problems, :body);
 
@@ -120,7 +156,7 @@ insert into audit_checks (ok, length, hash, problems, body) values (:ok, :length
 select checked_at, ok, length, hash, problems, extract(epoch from now() - checked_at)::float8 as age_s from audit_checks order by id desc limit 1;
 
 -- name: earlier_heads
-select length, hash from audit_checks where length > 0 order by id desc limit 1000;
+select length, hash from audit_checks where length > 0 and ok order by id desc limit 1000;
 
 -- name: newest_policy_version^
 select sha256 from policy_versions order by id desc limit 1;

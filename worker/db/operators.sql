@@ -18,8 +18,17 @@ select o.name, o.role, o.created_at, o.created_by, o.removed_at,
 from operators o
 order by o.removed_at is not null, o.folded;
 
--- name: count_admins$
-select count(*) from operators where role = 'admin' and removed_at is null;
+-- name: count_admins_besides$
+-- Admins who could sign in without this operator, and without this token.
+select count(distinct o.name)
+from operators o join operator_tokens t on t.operator = o.name
+where o.role = 'admin' and o.removed_at is null and t.revoked_at is null and (t.expires_at is null or t.expires_at > now())
+and o.name <> :operator and t.id <> :token;
+
+-- name: operator_who_decides^
+-- Whether anybody is an active operator, and whether this is one who may decide.
+select exists (select from operators where removed_at is null) as are_known,
+       exists (select from operators where folded = :folded and role in ('decide', 'admin') and removed_at is null) as is_one;
 
 -- name: set_operator_role!
 update operators set role = :role where name = :name;
@@ -30,7 +39,8 @@ with gone as (update operators set removed_at = now() where name = :name and rem
 update operator_tokens t set revoked_at = now() from gone where t.operator = gone.name and t.revoked_at is null;
 
 -- name: add_operator_token!
-insert into operator_tokens (id, operator, hash, created_by, expires_at) values (:id, :operator, :hash, :by, :expires_at);
+insert into operator_tokens (id, operator, hash, sieve, created_by, expires_at)
+values (:id, :operator, :hash, :sieve, :by, :expires_at);
 
 -- name: list_operator_tokens
 select id, operator, created_at, created_by, expires_at, revoked_at,
@@ -50,7 +60,7 @@ returning operator, revoked_at;
 
 -- name: find_operator_token^
 -- What signing in with this token needs to know; nothing where it is not valid any more.
-select t.hash, o.name, o.role
+select t.hash, t.sieve, o.name, o.role
 from operator_tokens t join operators o on o.name = t.operator
 where t.id = :id and t.revoked_at is null and (t.expires_at is null or t.expires_at > now()) and o.removed_at is null;
 

@@ -36,6 +36,32 @@ with settled as (
 )
 select count(*) from pruned;
 
+-- name: prune_tellings!
+-- What was told, or need not be told, long ago.
+delete from alert_tellings using (
+    select realm, cause, raising, step, route from alert_tellings
+    where made_at < now() - make_interval(days => :days) and (message is not null or dropped is not null)
+    limit :most::int
+) old
+where (alert_tellings.realm, alert_tellings.cause, alert_tellings.raising, alert_tellings.step, alert_tellings.route)
+    = (old.realm, old.cause, old.raising, old.step, old.route)
+  and not exists (select from alerts a where a.realm = old.realm and a.cause = old.cause and a.resolved_at is null);
+
+-- name: prune_messages!
+delete from alert_messages using (
+    select id from alert_messages m
+    where m.mode in ('live', 'test') and m.created_at < now() - make_interval(days => :days) and m.state <> 'waiting'
+      and not exists (select from alert_tellings t where t.message = m.id)
+    limit :most::int
+) old
+where alert_messages.id = old.id;
+
+-- name: prune_sessions!
+delete from console_sessions using (
+    select hash from console_sessions where ends_at <= now() order by ends_at limit :most::int
+) old
+where console_sessions.hash = old.hash;
+
 -- name: erased_among
 select customer from erasures where realm = :realm and customer = any(:customers::text[]);
 
@@ -61,7 +87,14 @@ select 'case', id, state from cases where realm = :realm and customer = any(:cus
 order by what, id;
 
 -- name: cases_to_erase
-select id, body from cases where realm = :realm and customer = any(:customers::text[]) for update;
+select id, customer, state, body from cases where realm = :realm and customer = any(:customers::text[]) for update;
+
+-- name: unmatched_cases
+-- Cases of nobody, to look into for the e-mail.
+select id, customer, state, body from cases where realm = :realm and customer is null and id > :after order by id limit :most::int;
+
+-- name: lock_cases
+select id, customer, body from cases where id = any(:ids::text[]) order by id for update;
 
 -- name: erase_staged!
 -- What runs hold staged of them, as Stripe says it.
@@ -71,11 +104,18 @@ delete from unheard where object = any(:ids::text[]);
 -- name: payload_slice
 -- Payloads by key, to look into.
 select event_id, received_at, payload from inbox
-where event_id > :after and octet_length(payload) > 0 and realm = :realm and state in ('done', 'ignored', 'quarantined')
+where event_id > :after and octet_length(payload) > 0 and realm = :realm and state <> 'waiting'
+order by event_id limit :most::int;
+
+-- name: waiting_slice
+select event_id, payload from inbox
+where state = 'waiting' and realm = :realm and event_id > :after
 order by event_id limit :most::int;
 
 -- name: erase_payloads!
-update inbox set payload = '' where event_id = any(:event_ids::text[]) and state in ('done', 'ignored', 'quarantined');
+update inbox set payload = '', state = case when state = 'done' then state else 'ignored' end,
+    error = case when state in ('quarantined', 'dead') then :error else error end
+where event_id = any(:event_ids::text[]) and state <> 'waiting';
 
 -- name: empty_payloads!
 -- Of events that were just settled and told of an erased customer.
@@ -87,3 +127,29 @@ update case_acts set text = :gone where case_id = any(:case_ids::text[]) and tex
 -- name: erase_review_notes!
 update review_acts set note = :gone from decisions d
 where d.id = review_acts.decision_id and d.realm = :realm and d.customer = any(:customers::text[]) and note not in ('', :gone);
+
+-- name: erase_reasons!
+-- Of what was done about these customers, their objects and cases, the decisions about them, and their alerts. Why they were erased stays.
+update operator_acts set reason = :gone
+where reason not in ('', :gone) and act <> 'customers.erase' and subject in (
+    select unnest(:ids::text[])
+    union select id from decisions where realm = :realm and customer = any(:customers::text[])
+    union select subject from decisions where realm = :realm and customer = any(:customers::text[])
+    union select id from actions where realm = :realm and customer = any(:customers::text[])
+    union select cause from alerts where realm = :realm and customer = any(:customers::text[]));
+
+-- name: erase_ack_notes!
+update alerts set ack_note = :gone
+where realm = :realm and customer = any(:customers::text[]) and ack_note not in ('', :gone);
+
+-- name: acts_to_erase
+select id, body from acts where realm = :realm and customer = any(:customers::text[]) for update;
+
+-- name: erase_act!
+update acts set body = :body where id = :id;
+
+-- name: accounts_to_erase
+select body from accounts where realm = :realm and customer = any(:customers::text[]) for update;
+
+-- name: erase_account!
+update accounts set body = :body where realm = :realm and customer = :customer;

@@ -2,19 +2,26 @@
 
 -- name: settle_vigil_alerts
 -- Raise what holds, resolve what held before and does not any more, of the kinds that were looked at. One row for each change.
+-- What has grown tenfold since people were told (or doubled, and by ten) is told again, and nobody has acknowledged so much.
 with told as (
-    select * from unnest(:realms::text[], :causes::text[], :kinds::text[], :severities::text[], :customers::text[], :subjects::text[],
-                         :sentences::text[]) as t (realm, cause, kind, severity, customer, subject, sentence)
+    select t.*, a.counted as was, a.resolved_at is null as is_open, coalesce(a.grown, 0) as grown,
+           a.resolved_at is null and (t.many >= 10 * a.counted or t.many >= 2 * a.counted and t.many >= a.counted + 10) as grew
+    from unnest(:realms::text[], :causes::text[], :kinds::text[], :severities::text[], :customers::text[], :subjects::text[],
+                :sentences::text[], :many::bigint[]) as t (realm, cause, kind, severity, customer, subject, sentence, many)
+    left join alerts a on a.realm = t.realm and a.cause = t.cause
 ), raised as (
-    insert into alerts (realm, cause, kind, severity, customer, subject, sentence)
-    select realm, cause, kind, severity, customer, subject, sentence from told order by realm, cause
+    insert into alerts (realm, cause, kind, severity, customer, subject, sentence, counted, grown)
+    select realm, cause, kind, severity, customer, subject, sentence,
+           case when was is null or grew or not is_open or many * 10 <= was then many else was end,
+           case when grew then grown + 1 else grown end
+    from told order by realm, cause
     on conflict (realm, cause) do update
     set kind = excluded.kind, severity = excluded.severity, customer = excluded.customer, subject = excluded.subject,
-        sentence = excluded.sentence, resolved_at = null, closed_at = null,
+        sentence = excluded.sentence, resolved_at = null, closed_at = null, counted = excluded.counted, grown = excluded.grown,
         raised_at = case when alerts.resolved_at is null then alerts.raised_at else now() end
     where alerts.resolved_at is not null
-       or (alerts.severity, alerts.customer, alerts.subject, alerts.sentence)
-          is distinct from (excluded.severity, excluded.customer, excluded.subject, excluded.sentence)
+       or (alerts.severity, alerts.customer, alerts.subject, alerts.sentence, alerts.counted)
+          is distinct from (excluded.severity, excluded.customer, excluded.subject, excluded.sentence, excluded.counted)
     returning kind, severity, subject, case when raised_at = now() then 'raised' else 'changed' end as change
 ), gone as (
     update alerts a set resolved_at = now()
@@ -35,6 +42,9 @@ where a.resolved_at is null and a.realm = any(:realms::text[])
       where exists (select from review_acts r where r.decision_id = d.id
                     and (r.act = 'reject' or r.act = 'note' and d.verdict = 'deny')))
 returning a.cause;
+
+-- name: open_of_kinds
+select realm, cause from alerts where resolved_at is null and realm = any(:realms::text[]) and kind = any(:kinds::text[]);
 
 -- name: troubled_actions
 -- What Stripe did not carry out, and what nobody knows of whether it did. A person who closes one makes it `failed`.
@@ -84,6 +94,7 @@ cross join lateral (
 
 -- name: late_reviews
 -- Decisions in force that wait for a person since an hour or longer: since they were made, due, or refused, whichever came last.
+-- First those that have an alert of their own.
 with acting as (
     select d.id, d.realm, d.subject, d.customer, d.clause, d.rule,
            max(greatest(d.decided_at, a.due_at, a.settled_at)) as since, sum(a.amount_minor)::bigint as minor, max(a.currency) as currency
@@ -108,7 +119,7 @@ with acting as (
 select *, extract(epoch from now() - since)::float8 as age_s, count(*) over () as waiting
 from (select * from acting union all select * from asking) waiting
 where since <= now() - interval '1 hour'
-order by since, id
+order by realm || ' review_waiting:' || subject = any(:told::text[]) desc, since, id
 limit :most::int;
 
 -- name: events_in_trouble

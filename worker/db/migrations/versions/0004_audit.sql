@@ -57,6 +57,7 @@ create table audit_texts (
     salt     bytea,                                -- null: the text was erased
     digest   bytea not null,                       -- sha256 of salt and text; this, not the text, is what the chain binds
     replaced bytea,                                -- sha256 of what stands in the place of an erased text
+    erased_at timestamptz,                         -- the erasing transaction's now(), which its operator act bears too
     primary key (source, row_id)
 );
 comment on table audit_texts is 'Salted digests of words that a person may want erased. Without its salt a digest says nothing about the text.';
@@ -114,6 +115,11 @@ create function audit_content(s switches) returns bytea language sql stable as $
     select sha256(convert_to(row(s.name, s.is_on, s.by_name, s.reason, extract(epoch from s.set_at))::text, 'UTF8'))
 $$;
 
+create function audit_content(t api_tokens) returns bytea language sql stable as $$
+    select sha256(convert_to(row(t.id, t.name, encode(t.hash, 'hex'), t.scopes, t.created_by, extract(epoch from t.created_at),
+                                 extract(epoch from t.expires_at), extract(epoch from t.revoked_at))::text, 'UTF8'))
+$$;
+
 create function audit_content(p policy_versions) returns bytea language sql stable as $$
     select sha256(convert_to(row(p.id, p.versions, p.agreements, p.worker, extract(epoch from p.seen_at))::text, 'UTF8')
                   || p.sha256 || p.body)
@@ -154,6 +160,10 @@ create function audit_content(o operator_acts) returns bytea language sql stable
                   || audit_digest('operator_acts', o.id::text, audit_text(o)))
 $$;
 
+create function audit_content(t audit_texts) returns bytea language sql immutable as $$
+    select sha256(t.digest || t.replaced || convert_to(extract(epoch from t.erased_at)::text, 'UTF8'))
+$$;
+
 create view audit_sources as
     select 'decisions' as source, realm, id as row_id, audit_content(t) as content from decisions t
     union all select 'actions', realm, id, audit_content(t) from actions t
@@ -166,15 +176,18 @@ create view audit_sources as
     union all select 'case_acts', '', id::text collate "C", audit_content(t) from case_acts t
     union all select 'policy_versions', '', id::text collate "C", audit_content(t) from policy_versions t
     union all select 'switches', '', name collate "C", audit_content(t) from switches t
-    union all select 'erased_texts', '', source || ' ' || row_id, sha256(digest || replaced) from audit_texts where salt is null;
+    union all select 'api_tokens', '', id, audit_content(t) from api_tokens t
+    union all select 'erased_texts', '', source || ' ' || row_id, audit_content(t) from audit_texts t where salt is null;
 comment on view audit_sources is 'Every row that the chain binds, with what it must say of it.';
 
 create function audit_rows(in_source text, ids text[]) returns table (row_id text, document jsonb) language plpgsql stable as $$
 declare
-    key text := case when in_source = 'switches' then 'name' else 'id' end;
+    key text := case when in_source in ('switches', 'operators') then 'name' else 'id' end;
 begin
-    if in_source in ('decisions', 'actions', 'outages', 'acts', 'switches') then
+    if in_source in ('decisions', 'actions', 'outages', 'acts', 'switches', 'operators') then
         return query execute format('select t.%1$I, to_jsonb(t) from %2$I t where t.%1$I = any($1)', key, in_source) using ids;
+    elsif in_source in ('api_tokens', 'operator_tokens') then
+        return query execute format('select t.id, to_jsonb(t) - ''hash'' - ''sieve'' from %I t where t.id = any($1)', in_source) using ids;
     elsif in_source in ('entries', 'standing_changes', 'operator_acts', 'review_acts', 'case_acts', 'policy_versions') then
         return query execute format('select t.id::text, to_jsonb(t) - ''text'' from %I t where t.id = any($1::bigint[])', in_source) using ids;
     end if;
@@ -205,28 +218,36 @@ begin
     return null;
 end $$;
 
--- what is written seldom is told by one function for each table, made from this one
+-- what is written seldom is told by one function for each table, made by this procedure; later migrations use it too
+create procedure audit_make_told(name text) language plpgsql as $make$
+begin
+    execute format($function$
+        create function audit_told_%1$s() returns trigger language plpgsql as $$
+        declare
+            it %1$I := new;
+            told jsonb := to_jsonb(new);
+            fresh bytea := uuid_send(gen_random_uuid());
+        begin
+            %2$s
+            insert into audit_queue (source, realm, row_id, content)
+            values (%1$L, coalesce(told ->> 'realm', ''), coalesce(told ->> 'id', told ->> 'name'), audit_content(it));
+            return null;
+        end $$
+    $function$, name, case when name in ('review_acts', 'case_acts', 'acts', 'operator_acts') then format(
+        'insert into audit_texts (source, row_id, salt, digest) values (%L, new.id::text, fresh, sha256(fresh || audit_text(it)));', name)
+    end);
+    execute format('alter function audit_told_%s() security definer set search_path = %I, pg_temp', name, current_schema());
+    execute format('revoke execute on function audit_told_%s() from public', name);
+end $make$;
+
 do $make$
 declare
     name text;
 begin
-    foreach name in array array['standing_changes', 'outages', 'policy_versions', 'switches', 'review_acts', 'case_acts', 'acts', 'operator_acts']
+    foreach name in array array['standing_changes', 'outages', 'policy_versions', 'switches', 'review_acts', 'case_acts', 'acts',
+                                'operator_acts', 'api_tokens']
     loop
-        execute format($function$
-            create function audit_told_%1$s() returns trigger language plpgsql as $$
-            declare
-                it %1$I := new;
-                told jsonb := to_jsonb(new);
-                fresh bytea := uuid_send(gen_random_uuid());
-            begin
-                %2$s
-                insert into audit_queue (source, realm, row_id, content)
-                values (%1$L, coalesce(told ->> 'realm', ''), coalesce(told ->> 'id', told ->> 'name'), audit_content(it));
-                return null;
-            end $$
-        $function$, name, case when name in ('review_acts', 'case_acts', 'acts', 'operator_acts') then format(
-            'insert into audit_texts (source, row_id, salt, digest) values (%L, new.id::text, fresh, sha256(fresh || audit_text(it)));', name)
-        end);
+        call audit_make_told(name);
     end loop;
     foreach name in array array['review_acts', 'case_acts', 'acts', 'operator_acts']
     loop
@@ -236,9 +257,9 @@ begin
                 it %1$I := new;
             begin
                 with gone as (
-                    update audit_texts set salt = null, replaced = sha256(audit_text(it))
+                    update audit_texts t set salt = null, replaced = sha256(audit_text(it)), erased_at = now()
                     where source = %1$L and row_id = it.id::text
-                    returning source || ' ' || row_id as row_id, sha256(digest || replaced) as content
+                    returning source || ' ' || row_id as row_id, audit_content(t) as content
                 )
                 insert into audit_queue (source, realm, row_id, content) select 'erased_texts', '', row_id, content from gone;
                 return null;
@@ -263,6 +284,7 @@ create trigger standing_changes_audit after insert on standing_changes for each 
 create trigger outages_audit after insert on outages for each row execute function audit_told_outages();
 create trigger policy_versions_audit after insert on policy_versions for each row execute function audit_told_policy_versions();
 create trigger switches_audit after insert or update on switches for each row execute function audit_told_switches();
+create trigger api_tokens_audit after insert or update on api_tokens for each row execute function audit_told_api_tokens();
 create trigger review_acts_audit after insert on review_acts for each row execute function audit_told_review_acts();
 create trigger case_acts_audit after insert on case_acts for each row execute function audit_told_case_acts();
 create trigger acts_audit after insert on acts for each row execute function audit_told_acts();
@@ -270,14 +292,76 @@ create trigger operator_acts_audit after insert on operator_acts for each row ex
 
 -- keeping --------------------------------------------------------------------------------------------------------------------
 
+create function audit_replaces(was text, became text) returns boolean language sql immutable as $$
+    select became is not distinct from was or became = '[erased on request]'
+$$;
+comment on function audit_replaces is 'Whether words stayed, or the only words stand for them that erasing puts in their place.';
+
 create function refuse_all_but_erasure() returns trigger language plpgsql as $$
 declare
-    words text[] := tg_argv;
+    words  text[] := coalesce(tg_argv, '{}');
+    was    jsonb := to_jsonb(old);
+    became jsonb := to_jsonb(new);
+    fits   boolean;
 begin
-    if current_setting('finalsale.erasing', true) is distinct from '1' or to_jsonb(new) - words <> to_jsonb(old) - words then
+    case tg_table_name
+        when 'audit_texts' then
+            fits := new.salt is null;
+        when 'acts' then  -- a document with a reason
+            was := was - 'body' || jsonb_build_object('body', convert_from(old.body, 'UTF8')::jsonb - 'reason');
+            became := became - 'body' || jsonb_build_object('body', convert_from(new.body, 'UTF8')::jsonb - 'reason');
+            fits := audit_replaces(convert_from(old.body, 'UTF8')::jsonb ->> 'reason', convert_from(new.body, 'UTF8')::jsonb ->> 'reason');
+        else
+            select coalesce(bool_and(case when word in ('before', 'after') then coalesce(became ->> word = was ->> word, became ->> word is null)
+                                          else audit_replaces(was ->> word, became ->> word) end), true) into fits
+            from unnest(words) as word;
+    end case;
+    if current_setting('finalsale.erasing', true) is distinct from '1'
+       or became - words is distinct from was - words or fits is not true then
         raise exception '% is append-only', tg_table_name using errcode = 'restrict_violation';
     end if;
     return new;
+end $$;
+
+-- what was begun at Stripe keeps its trace: nothing that would let it be sent as if it never was
+create or replace function freeze_action() returns trigger language plpgsql as $$
+begin
+    if (new.id, new.realm, new.kind, new.subject) is distinct from (old.id, old.realm, old.kind, old.subject) then
+        raise exception 'action % is about one thing for ever', old.id using errcode = 'restrict_violation';
+    end if;
+    if old.first_sent_at is not null and
+       ((new.customer, new.amount_minor, new.currency, new.parameters, new.refunded_before_minor, new.first_sent_at)
+        is distinct from
+        (old.customer, old.amount_minor, old.currency, old.parameters, old.refunded_before_minor, old.first_sent_at)
+        or not new.approved_by @> old.approved_by or new.state in ('proposed', 'withdrawn')) then
+        raise exception 'action % was sent; its amount and parameters are frozen', old.id using errcode = 'restrict_violation';
+    end if;
+    if old.stripe_id is not null and (new.stripe_id is distinct from old.stripe_id or new.state not in ('sent', 'review', 'failed'))
+       or new.generation < old.generation then
+        raise exception 'action % was carried out as %', old.id, old.stripe_id using errcode = 'restrict_violation';
+    end if;
+    if old.idempotency_key is not null and new.idempotency_key is distinct from old.idempotency_key and
+       (new.idempotency_key is null or new.generation = old.generation) then
+        raise exception 'action % keeps its key until it has a new one', old.id using errcode = 'restrict_violation';
+    end if;
+    if old.state = 'sent' and new.state not in ('sent', 'review') then
+        raise exception 'action % was sent; it cannot go back to %', old.id, new.state using errcode = 'restrict_violation';
+    end if;
+    return new;
+end $$;
+
+-- what leaves the queue is what was put at the end of the chain just now, and nothing else
+create function refuse_unchained() returns trigger language plpgsql as $$
+begin
+    if exists (
+        select source, realm, row_id collate "C", content from gone
+        except all
+        select source, realm, row_id, content from audit_chain
+        where seq > (select max(seq) from audit_chain) - (select count(*) from gone)
+    ) then
+        raise exception 'audit_queue is emptied into the chain only' using errcode = 'restrict_violation';
+    end if;
+    return null;
 end $$;
 
 drop trigger review_acts_append_only on review_acts;
@@ -285,10 +369,10 @@ drop trigger case_acts_append_only on case_acts;
 drop trigger acts_append_only on acts;
 create trigger review_acts_append_only before update on review_acts for each row execute function refuse_all_but_erasure('note');
 create trigger case_acts_append_only before update on case_acts for each row execute function refuse_all_but_erasure('text');
-create trigger acts_append_only before update on acts for each row execute function refuse_all_but_erasure('body');
+create trigger acts_append_only before update on acts for each row execute function refuse_all_but_erasure();
 create trigger operator_acts_append_only before update on operator_acts for each row
     execute function refuse_all_but_erasure('reason', 'before', 'after');
-create trigger audit_texts_append_only before update on audit_texts for each row execute function refuse_all_but_erasure('salt', 'replaced');
+create trigger audit_texts_append_only before update on audit_texts for each row execute function refuse_all_but_erasure('salt', 'replaced', 'erased_at');
 create trigger review_acts_erased after update on review_acts for each row execute function audit_erased_review_acts();
 create trigger case_acts_erased after update on case_acts for each row execute function audit_erased_case_acts();
 create trigger acts_erased after update on acts for each row execute function audit_erased_acts();
@@ -302,6 +386,8 @@ create trigger audit_texts_no_delete before delete on audit_texts for each row e
 create trigger policy_versions_append_only before update or delete on policy_versions for each row execute function refuse_change();
 create trigger audit_chain_append_only before update or delete on audit_chain for each row execute function refuse_change();
 create trigger audit_checks_append_only before update or delete on audit_checks for each row execute function refuse_change();
+create trigger audit_queue_chained after delete on audit_queue referencing old table as gone
+    for each statement execute function refuse_unchained();
 create trigger audit_queue_unchanged before update on audit_queue for each row execute function refuse_change();
 create trigger review_acts_no_truncate before truncate on review_acts for each statement execute function refuse_change();
 create trigger operator_acts_no_truncate before truncate on operator_acts for each statement execute function refuse_change();
@@ -322,7 +408,7 @@ select source, row_id, salt, sha256(salt || words) from (
 ) old;
 insert into audit_queue (source, realm, row_id, content)
 select source, realm, row_id, content from audit_sources
-where source in ('outages', 'acts', 'review_acts', 'case_acts', 'switches', 'standing_changes') order by source, row_id;
+where source in ('outages', 'acts', 'review_acts', 'case_acts', 'switches', 'standing_changes', 'api_tokens') order by source, row_id;
 insert into audit_backfill (source, until_id, until_at)
 select 'decisions', null::bigint, clock_timestamp() where exists (select from decisions)
 union all select 'actions', null, clock_timestamp() where exists (select from actions)
@@ -336,5 +422,7 @@ begin
     for name in select proname from pg_proc where pronamespace = current_schema()::regnamespace and proname ~ '^audit_(told|erased)_'
     loop
         execute format('alter function %I() security definer set search_path = %I, pg_temp', name, current_schema());
+        -- hung on a table of somebody else's, they would chain whatever stands in it
+        execute format('revoke execute on function %I() from public', name);
     end loop;
 end $$;

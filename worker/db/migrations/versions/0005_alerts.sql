@@ -1,7 +1,7 @@
 -- What people are told: the outbox of alerts, with their routes and steps. Only adds: the previous release keeps working on this schema.
 
 alter table alerts
-    add column raising       integer not null default 1,           -- counts how often the cause appeared
+    add column raising       integer not null default 1,           -- counts how often the cause appeared, or became less severe
     add column flaps         integer not null default 0,           -- of these, how often within minutes of having been over
     add column changed_at    timestamptz not null default now(),   -- when it was last raised, resolved, or of another severity
     add column look_at       timestamptz,                          -- when it is to be looked at for what people should hear
@@ -33,7 +33,8 @@ begin
             new.raising := old.raising + 1;
             if lately then
                 new.flaps := old.flaps + 1;
-            else
+            end if;
+            if not lately or old.told_at is null then  -- people heard that it was over: whoever had it has it no more
                 new.acked_by := null;
             end if;
         end if;
@@ -62,6 +63,8 @@ create table alert_messages (
     body       text not null,
     state      text not null default 'waiting' check (state in ('waiting', 'sent', 'failed')),
     attempts   integer not null default 0,
+    refusals   integer not null default 0,        -- of these, how often the service answered that it does not take the message
+    is_plain   boolean not null default false,    -- in place of one that was refused for what it said
     next_at    timestamptz not null default now(),
     error      text,
     created_at timestamptz not null default now(),
@@ -75,7 +78,7 @@ create table alert_tellings (
     realm    text not null,
     cause    text collate "C" not null,
     raising  integer not null,
-    step     text collate "C" not null,    -- raised, a severity it rose to, again 1.., resolved
+    step     text collate "C" not null,    -- raised, a severity it rose to, again 1.., resolved, was
     route    text collate "C" not null,
     kind     text not null,
     severity text not null,
@@ -84,19 +87,46 @@ create table alert_tellings (
     sentence text not null,
     since    timestamptz not null,
     flaps    integer not null,
+    until    timestamptz,                   -- when it was over, of what nobody had been told
+    urgent   boolean not null generated always as (severity = 'critical' and step not in ('resolved', 'was')) stored,
     made_at  timestamptz not null default now(),
     message  text collate "C" references alert_messages,
     dropped  text,                          -- why nobody needs to hear of it any more
     primary key (realm, cause, raising, step, route)
 );
 comment on table alert_tellings is 'What each route is told of each alert, once; `message` is the message that carries it, with others or alone.';
-create index alert_tellings_waiting on alert_tellings (route, made_at) where message is null and dropped is null;
+create index alert_tellings_waiting on alert_tellings (route, urgent desc, made_at) where message is null and dropped is null;
 create index alert_tellings_message on alert_tellings (message) where message is not null;
 
 -- What the vigil needs --------------------------------------------------------------------------------------------------------
 
 alter table alerts add column closed_at timestamptz;
 comment on column alerts.closed_at is 'When the review it is about was closed by a person. Judging raises it again only when it has something else to say.';
+
+alter table alerts
+    add column counted    bigint  not null default 1,   -- of how much people were told: 498 events more are not one dead event
+    add column grown      integer not null default 0,   -- how often it grew much while it was open
+    add column told_grown integer not null default 0;
+create function alert_grew() returns trigger language plpgsql as $$
+begin
+    new.look_at := now();
+    new.acked_by := null;
+    new.acked_at := null;
+    new.ack_note := null;
+    return new;
+end $$;
+create trigger alert_grew before update of grown on alerts for each row when (new.grown > old.grown) execute function alert_grew();
+
+create function keep_vigils_alert() returns trigger language plpgsql as $$
+begin
+    return null;
+end $$;
+create trigger alert_is_the_vigils before update of resolved_at on alerts for each row
+    when (old.resolved_at is null and new.resolved_at is not null and old.kind in ('refund_failed', 'refund_in_doubt', 'review_waiting')
+          and current_setting('finalsale.vigil', true) is distinct from '1')
+    execute function keep_vigils_alert();
+comment on trigger alert_is_the_vigils on alerts is
+    'The previous release takes every alert of a customer for one of judging''s and resolves it: beside it, these would be over and come back in turns.';
 
 create table signals (
     name    text not null,
