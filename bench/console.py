@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -321,17 +322,19 @@ async def _rates(large: Books) -> list[dict[str, Any]]:
 
 
 async def _scan(conn: Any) -> dict[str, Any]:
-    looked, plain_s, ours_s, after = 0, 0.0, 0.0, ""
+    looked, plain_s, ours_s, after, since = 0, 0.0, 0.0, "", datetime.min.replace(tzinfo=UTC)
     while looked < SCANNED:
         began = time.perf_counter()
-        rows = await reading.fetch(conn, queries.payload_slice, after=after, realm="test", most=privacy.SLICE)
+        rows = await reading.fetch(
+            conn, queries.payload_slice, since=since, after=after, realm="test", most=privacy.SLICE
+        )
         plain_s += time.perf_counter() - began
         for row in rows:
             privacy._tells_of(bytes(row["payload"]), {b"cus_nobody"})
         ours_s += time.perf_counter() - began
         if not rows:
             break
-        after, looked = rows[-1]["event_id"], looked + len(rows)
+        since, after, looked = rows[-1]["received_at"], rows[-1]["event_id"], looked + len(rows)
     return _rate("erase: payloads looked into", "events/s", looked / ours_s, looked / plain_s)
 
 

@@ -351,7 +351,13 @@ class WorkerProcess:
     async def _verify(self) -> None:
         if (found := await audit.check_if_due(self.pool)) is not None:
             say = log.info if found["ok"] else log.error
-            say("audit.head", ok=found["ok"], length=found["length"], hash=found["head"], problems=found["problem_count"])
+            say(
+                "audit.head",
+                ok=found["ok"],
+                length=found["length"],
+                hash=found["head"],
+                problems=found["problem_count"],
+            )
 
     async def _prune_once(self) -> None:
         await prune(self.pool, self.settings.retention_days)

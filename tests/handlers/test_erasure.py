@@ -52,7 +52,8 @@ def test_erased_twice_is_erased_once_and_words_that_name_nobody_stay() -> None:
     )
     once = erased(customer, pseudonyms(KEY))
     assert erased(once, pseudonyms(b"other" * 5)) == once
-    assert once.metadata["workspace"] == "guest" and once.metadata["x"] == ""
+    assert once.metadata["workspace"] == "guest"
+    assert once.metadata["x"] == ""
     assert once.email_hash != "abc"
 
 

@@ -102,10 +102,11 @@ with found as (delete from found where customer = any(:customers::text[]))
 delete from unheard where object = any(:ids::text[]);
 
 -- name: payload_slice
--- Payloads by key, to look into.
+-- Payloads in the order in which they lie, to look into.
 select event_id, received_at, payload from inbox
-where event_id > :after and octet_length(payload) > 0 and realm = :realm and state <> 'waiting'
-order by event_id limit :most::int;
+where received_at >= :since::timestamptz and (received_at, event_id) > (:since, :after::text)
+  and octet_length(payload) > 0 and realm = :realm and state <> 'waiting'
+order by received_at, event_id limit :most::int;
 
 -- name: waiting_slice
 select event_id, payload from inbox
