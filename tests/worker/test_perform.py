@@ -837,7 +837,7 @@ async def test_a_refund_that_exists_at_stripe_is_never_planned_again(m: Merchant
     m.books.fail_refund(m.refunds[0])
     await m.hear()
     assert (await m.refund_row())["state"] == "review"
-    with pytest.raises(asyncpg.CheckViolationError):
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
         await m.pool.execute("update actions set state = 'planned' where kind = 'refund'")
 
 
