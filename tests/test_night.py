@@ -12,7 +12,7 @@ from reconcile.truth import Check
 from tests.night import Night, clean_books
 from tests.night_place import SHAPES, NightOptions, place
 
-SHORT = NightOptions(objects=400, days=2, each=2)
+SHORT = NightOptions(objects=300, days=2, each=2)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ async def test_a_night_finds_and_heals_everything_seeded_and_nothing_else(tmp_pa
         await night.harmed()
         await night.as_if_all_had_come()
         await night.under_faults()
-        await night.killed(4, 1)
+        await night.killed(3, 1)
         await night.for_good()
     assert_holds(night.checks)
     assert sum(night.kills.values()) >= 2, night.kills

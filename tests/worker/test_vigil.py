@@ -485,7 +485,7 @@ async def answering(status: int) -> AsyncIterator[str]:
             await asyncio.sleep(60)
         return web.json_response({"error": {"type": "invalid_request_error"}}, status=status)
 
-    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0)
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)  # 0 would be no limit
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

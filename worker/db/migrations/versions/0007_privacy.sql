@@ -17,7 +17,7 @@ create table retention (
 comment on table retention is 'How far payloads were pruned. An event older than this that was not settled then is in `unpruned`.';
 
 create table unpruned (
-    event_id text collate "C" primary key references inbox (event_id)
+    event_id text collate "C" primary key
 );
 comment on table unpruned is 'Events that were waiting, dead or quarantined when retention passed them: their payload is needed until they are settled.';
 
