@@ -24,7 +24,7 @@ run: install  ## a merchant's day against the sandbox, then stay up; ARGS="--onc
 	@$(BIN)/finalsale run $(ARGS)
 
 test: install  ## every test, on embedded PostgreSQL and Valkey
-	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 check: install  ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .

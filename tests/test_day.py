@@ -12,7 +12,7 @@ from worker.day import Report, play_day, report
 from worker.run import DayOptions, sandbox_run
 from worker.settings import Settings
 
-CUSTOMERS = 100
+CUSTOMERS = 80
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ async def test_the_day_refunds_every_duplicate_once_and_touches_nothing_else(
 
 @pytest.mark.timeout(240)
 async def test_killed_processes_and_an_emptied_valkey_lose_nothing_and_refund_nothing_twice(tmp_path: Path) -> None:
-    options = DayOptions(customers=240, seed=3, twice=True, shuffle=True, faults=0.05)
+    options = DayOptions(customers=200, seed=3, twice=True, shuffle=True, faults=0.05)
     done, faults = await chaotic_day(options, every_s=0.4, state_dir=tmp_path)
     assert_clean(done)
     assert faults["kill web"]

@@ -12,7 +12,7 @@ from reconcile.truth import Check
 from tests.night import Night, clean_books
 from tests.night_place import SHAPES, NightOptions, place
 
-SHORT = NightOptions(objects=300, days=2, each=2)
+SHORT = NightOptions(objects=240, days=2, each=2)
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def assert_holds(checks: list[Check]) -> None:
 
 @pytest.mark.timeout(120)
 async def test_a_run_over_clean_books_in_the_old_api_shape_finds_nothing(tmp_path: Path) -> None:
-    assert_holds(await clean_books(msgspec.structs.replace(SHORT, objects=200), tmp_path, SHAPES[1]))
+    assert_holds(await clean_books(msgspec.structs.replace(SHORT, objects=120), tmp_path, SHAPES[1]))
 
 
 @pytest.mark.timeout(300)

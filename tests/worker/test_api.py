@@ -531,7 +531,7 @@ async def _schemathesis(base: str, directory: Path, config: Path | None = None) 
     command = [sys.executable, "-m", "schemathesis.cli"]
     command += ["--config-file", str(config)] if config else []
     command += ["run", f"{base}/api/v1/openapi.json", "--header", f"Authorization: Bearer {TOKEN}"]
-    command += ["--max-examples", "12", "--seed", "1", "--continue-on-failure", "--no-color", "--no-shrink"]
+    command += ["--max-examples", "20", "--seed", "1", "--continue-on-failure", "--no-color", "--no-shrink"]
     command += [] if config else ["--exclude-checks", "positive_data_acceptance"]
     program = await asyncio.create_subprocess_exec(
         *command,

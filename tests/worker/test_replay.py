@@ -26,7 +26,7 @@ from worker.embedded import EmbeddedServers
 from worker.perform import Performer
 from worker.settings import Settings
 
-LIVES = 10
+LIVES = 7
 
 
 @asynccontextmanager
