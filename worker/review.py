@@ -280,7 +280,7 @@ async def pause(
     name, why = named(by), said_why(reason)
     row = await queries.lock_pause_switch(conn)
     was = row is not None and row["is_on"]
-    if etag is not None and etag != (row["set_at"].isoformat() if row else ""):
+    if row is not None and etag is not None and etag != row["set_at"].isoformat():
         state = "paused anew" if was else "let go again"
         raise ActRefused(
             f"Refunds were {state} by {row['by_name']} at {row['set_at']:%Y-%m-%d %H:%M:%S} UTC, after your page was made"
